@@ -1,0 +1,45 @@
+"""Every error of ours.
+
+What the *format* forbids is one of these; what the *system* refuses (no space, no permission, no such file) stays an
+``OSError`` with its errno and path.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "CommitUncertain",
+    "CorruptError",
+    "FormatError",
+    "MismatchError",
+    "NotCommittedError",
+    "UnsupportedError",
+]
+
+
+class CheckpointError(Exception):
+    """Base of all errors that fastckpt itself raises."""
+
+
+class NotCommittedError(CheckpointError):
+    """The folder has no ``snapshot_done``: it is no snapshot, or one that was never finished."""
+
+
+class CorruptError(CheckpointError):
+    """A committed snapshot is damaged: a file is missing, too short, too long, or its digest differs."""
+
+
+class FormatError(CheckpointError):
+    """A file of the snapshot does not follow the format, or follows a later one."""
+
+
+class UnsupportedError(CheckpointError):
+    """Something was asked for that cannot be stored, or cannot be given back in the form asked for."""
+
+
+class MismatchError(CheckpointError, RuntimeError):
+    """Keys or shapes of a target and a snapshot differ (a ``RuntimeError``, as torch's ``load_state_dict`` raises)."""
+
+
+class CommitUncertain(CheckpointError, OSError):
+    """The new snapshot is visible, but the system failed to confirm that it would survive a power cut."""
