@@ -1,0 +1,52 @@
+# Everything runs in .venv, made from the pinned requirements, with the package built in place and warnings as errors.
+# A stamp file says what is done; a change of the C, the Cython, the build or the pins makes exactly that again.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] fastckpt/*.pyx fastckpt/*.pxd)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+RUNTIME = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
+SANITIZED = LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
+
+.PHONY: build demo test bench lint asan clean
+build: .venv/built
+
+demo: build .venv/demo
+	$(BIN)/python examples/mnist.py
+
+test: build
+	$(BIN)/pytest $(ARGS)
+
+bench: build
+	$(BIN)/pytest benches $(ARGS)
+
+lint: build
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict fastckpt
+	$(BIN)/python -m mypy.stubtest fastckpt._core
+	$(BIN)/cython-lint fastckpt
+	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch]
+
+asan: .asan/built
+	$(SANITIZED) PYTHONPATH=$(CURDIR)/.asan/lib $(BIN)/pytest -m "not no_asan" $(ARGS)
+
+clean:
+	rm -rf .venv .asan build dist *.egg-info fastckpt/_core.c fastckpt/_core*.so
+
+.venv/tools: requirements/dev.txt
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) -r requirements/dev.txt
+	touch $@
+
+.venv/demo: .venv/tools requirements/demo.txt
+	$(PIP) --no-deps -r requirements/demo.txt
+	touch $@
+
+.venv/built: .venv/tools $(SOURCES)
+	rm -f fastckpt/_core.c fastckpt/_core*.so
+	FASTCKPT_WERROR=1 $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+.asan/built: .venv/built $(wildcard fastckpt/*.py fastckpt/*/*.py)
+	FASTCKPT_SANITIZE=address,undefined FASTCKPT_WERROR=1 $(BIN)/python setup.py --quiet build --build-base .asan --build-lib .asan/lib
+	touch $@
