@@ -24,7 +24,7 @@ lint: build
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict fastckpt
 	$(BIN)/python -m mypy.stubtest fastckpt._core
-	$(BIN)/cython-lint fastckpt
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastckpt  # it calls pycodestyle
 	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch]
 
 asan: .asan/built

@@ -21,15 +21,15 @@ LAYERS = (
     ("cli",),
     ("torch", "torch.tensors"),
     ("__init__",),
-    ("saving", "diffing", "verifying", "loading", "snapshot", "contents"),
+    ("saving", "filling", "diffing", "snapshot", "loading", "verifying", "contents"),
     ("commit", "staging", "plan"),
-    ("codec", "tree", "marker", "meta", "layout", "dtypes", "errors"),
+    ("codec", "tree", "marker", "meta", "metatext", "layout", "dtypes", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
 EDGES = {"__main__", "cli", "torch", "torch.tensors"}
 OPTIONAL = {"torch", "click", "rich"}
-PURE = {"plan", "tree", "marker", "layout", "dtypes", "errors"}  # decisions: no door to the disk
+PURE = {"plan", "tree", "marker", "metatext", "layout", "dtypes", "errors"}  # decisions: no door to the disk
 LOADS_BY_NAME = {"codec"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 OS_CHANGES = {

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import fastckpt
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("csrc", "fastckpt", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md")
 
@@ -52,7 +54,9 @@ def test_wheel_holds_what_runs_and_no_sources(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_needs_numpy_only(wheel: zipfile.ZipFile) -> None:
     (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    needs = [line for line in wheel.read(path).decode().splitlines() if line.startswith("Requires-Dist:")]
+    lines = wheel.read(path).decode().splitlines()
+    assert f"Version: {fastckpt.__version__}" in lines
+    needs = [line for line in lines if line.startswith("Requires-Dist:")]
     assert [need for need in needs if "extra ==" not in need] == ["Requires-Dist: numpy>=1.24"]
 
 
