@@ -1,0 +1,120 @@
+/* See canon.h. A cursor that is moved over what it expects; the first surprise ends it. */
+#include "canon.h"
+
+#include <string.h>
+
+#define LIMIT 65536
+#define ITEM_MAX 16 /* complex128, the largest element */
+
+struct cursor {
+    const char *at;
+    const char *end;
+};
+
+/* OneFlow's names and numbers, only of types that a tensor on disk can have; what they mean is the caller's table. */
+static const struct {
+    const char *name;
+    int number;
+} types[] = {
+    {"kChar", 1},     {"kFloat", 2},    {"kDouble", 3},    {"kInt8", 4},      {"kInt32", 5},      {"kInt64", 6},
+    {"kUInt8", 7},    {"kFloat16", 9},  {"kBFloat16", 11}, {"kBool", 12},     {"kUInt16", 13},    {"kUInt32", 14},
+    {"kUInt64", 15},  {"kInt16", 17},   {"kComplex32", 19}, {"kComplex64", 20}, {"kComplex128", 21},
+};
+
+static bool take(struct cursor *cursor, const char *text)
+{
+    size_t length = strlen(text);
+    if ((size_t)(cursor->end - cursor->at) < length || memcmp(cursor->at, text, length) != 0)
+        return false;
+    cursor->at += length;
+    return true;
+}
+
+/* Decimal, 0 to 2^63-1, as a number is written: no sign, no leading zero. */
+static bool take_number(struct cursor *cursor, int64_t *number)
+{
+    const char *start = cursor->at;
+    int64_t value = 0;
+    for (; cursor->at < cursor->end && *cursor->at >= '0' && *cursor->at <= '9'; cursor->at++) {
+        int digit = *cursor->at - '0';
+        if (value > (INT64_MAX - digit) / 10)
+            return false;
+        value = value * 10 + digit;
+    }
+    *number = value;
+    return cursor->at > start && (*start != '0' || cursor->at == start + 1);
+}
+
+static bool take_dims(struct cursor *cursor, struct fc_meta *meta)
+{
+    int64_t room = INT64_MAX / ITEM_MAX; /* what is left for the dims that come */
+    meta->ndim = 0;
+    while (take(cursor, "  dim: ")) {
+        int64_t dim;
+        if (meta->ndim == FC_DIMS_MAX || !take_number(cursor, &dim) || !take(cursor, "\n") || dim > room)
+            return false;
+        if (dim > 0)
+            room /= dim;
+        meta->dims[meta->ndim++] = dim;
+    }
+    return true;
+}
+
+static bool take_type(struct cursor *cursor, int *number)
+{
+    const char *stop = memchr(cursor->at, '\n', (size_t)(cursor->end - cursor->at));
+    if (stop == NULL)
+        return false;
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        size_t length = strlen(types[i].name);
+        if ((size_t)(stop - cursor->at) == length && memcmp(cursor->at, types[i].name, length) == 0) {
+            *number = types[i].number;
+            cursor->at = stop + 1;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Exactly `{"place":P,"count":C}\n` and then the end, as nearly every meta of ours has it. */
+static bool take_place(struct cursor *cursor, struct fc_meta *meta)
+{
+    return take(cursor, "{\"place\":") && take_number(cursor, &meta->place) && take(cursor, ",\"count\":") &&
+           take_number(cursor, &meta->count) && take(cursor, "}\n") && cursor->at == cursor->end &&
+           meta->place < meta->count;
+}
+
+/* One line that could be a JSON object, and then the end. */
+static bool is_comment(const struct cursor *cursor)
+{
+    const char *last = cursor->end - 1;
+    if (last - cursor->at < 2 || *cursor->at != '{' || last[-1] != '}' || *last != '\n')
+        return false;
+    for (const char *at = cursor->at; at < last; at++)
+        if (*at < ' ' || *at > '~')
+            return false;
+    return true;
+}
+
+static bool take_comment(struct cursor *cursor, const char *data, struct fc_meta *meta)
+{
+    struct cursor copy;
+    meta->place = meta->count = meta->comment_at = -1;
+    if (cursor->at == cursor->end)
+        return true;
+    if (!take(cursor, "# fastckpt: "))
+        return false;
+    copy = *cursor;
+    if (take_place(&copy, meta))
+        return true;
+    meta->place = meta->count = -1;
+    meta->comment_at = cursor->at - data;
+    return is_comment(cursor);
+}
+
+bool fc_parse_canon(const char *data, size_t length, struct fc_meta *meta)
+{
+    struct cursor cursor = {data, data + length};
+    return length <= LIMIT && take(&cursor, "shape {\n") && take_dims(&cursor, meta) && take(&cursor, "}\ndata_type: ") &&
+           take_type(&cursor, &meta->number) && take_comment(&cursor, data, meta);
+}

@@ -1,0 +1,76 @@
+/* See map.h. Four system calls a file: open, fstat, mmap, close. */
+#include "map.h"
+
+#include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "io.h"
+
+static int map_file(int dirfd, struct fc_map_job *job, struct fc_error *err)
+{
+    int rc = -1;
+    int fd = fc_open_file(dirfd, job->path, &job->found, err);
+    if (fd < 0)
+        return -1;
+    if (job->found != job->size) {
+        fc_fail_with(err, "size", FC_SIZE_CHANGED);
+        goto out;
+    }
+    if ((uint64_t)job->size > SIZE_MAX / 2) {
+        fc_fail_with(err, "map", EOVERFLOW);
+        goto out;
+    }
+    if (job->size > 0) {
+        /* NORESERVE: else a blob larger than memory and swap could not be mapped, though only what is written to needs any. */
+        void *address = mmap(NULL, (size_t)job->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+        if (address == MAP_FAILED) {
+            fc_fail(err, "map");
+            goto out;
+        }
+        job->address = address;
+    }
+    rc = 0;
+out:
+    fc_close_read(fd);
+    return rc;
+}
+
+static int advise_map(const struct fc_map_job *job, int advice, struct fc_error *err)
+{
+    if (advice == 0 || job->address == NULL)
+        return 0;
+    if (fc_advise(job->address, 0, (size_t)job->size, advice, err) == 0)
+        return 0;
+    return err->code == EINVAL || err->code == EAGAIN ? 0 : -1;
+}
+
+int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        jobs[i].address = NULL;
+        if (map_file(dirfd, &jobs[i], err) == 0 && advise_map(&jobs[i], advice, err) == 0)
+            continue;
+        *failed = i;
+        for (size_t j = 0; j <= i; j++)
+            fc_unmap(jobs[j].address, (size_t)jobs[j].size);
+        return -1;
+    }
+    return 0;
+}
+
+void fc_unmap(void *address, size_t size)
+{
+    if (address != NULL)
+        (void)munmap(address, size); /* fails only for arguments that mmap did not give */
+}
+
+int fc_advise(void *address, size_t offset, size_t length, int advice, struct fc_error *err)
+{
+    size_t before = offset % (size_t)sysconf(_SC_PAGESIZE); /* madvise wants the start of a page */
+    int rc;
+    do {
+        rc = madvise((char *)address + offset - before, length + before, advice);
+    } while (rc < 0 && errno == EINTR);
+    return rc < 0 ? fc_fail(err, "advise") : 0;
+}

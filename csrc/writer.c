@@ -1,0 +1,68 @@
+/*
+ * See writer.h. Buffered writes with a preallocated file are as fast as the page cache is, from any thread, since every
+ * blob is a file (and an inode lock) of its own. Writing through a map was tried by others: slow, and SIGBUS on a full disk.
+ */
+#include "writer.h"
+
+#include "io.h"
+
+#define WORTH_RESERVING ((off_t)1 << 20) /* a smaller file is written before a full disk could be asked about */
+
+int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, struct fc_error *err)
+{
+    writer->size = 0;
+    writer->reserved = 0;
+    writer->fd = fc_create_file(dirfd, path, err);
+    if (writer->fd < 0)
+        return -1;
+    if (size_hint <= WORTH_RESERVING)
+        return 0;
+    writer->reserved = size_hint;
+    if (fc_reserve_space(writer->fd, size_hint, err) < 0) {
+        fc_abandon_writer(writer);
+        return -1;
+    }
+    return 0;
+}
+
+int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, struct fc_error *err)
+{
+    if (fc_write_at(writer->fd, data, length, writer->size, err) < 0) {
+        fc_abandon_writer(writer);
+        return -1;
+    }
+    writer->size += (off_t)length;
+    return 0;
+}
+
+static int check_size(const struct fc_writer *writer, struct fc_error *err)
+{
+    off_t found;
+    if (fc_get_size(writer->fd, &found, err) < 0)
+        return -1;
+    /* Nobody else knows this file: if the size differs, the file system lost or invented something. */
+    return found == writer->size ? 0 : fc_fail_with(err, "size after writing", EIO);
+}
+
+int fc_finish_writer(struct fc_writer *writer, bool sync, struct fc_error *err)
+{
+    int rc = -1;
+    if (writer->reserved > writer->size && fc_trim_file(writer->fd, writer->size, err) < 0)
+        goto out;
+    if (check_size(writer, err) < 0)
+        goto out;
+    if ((sync ? fc_sync_file(writer->fd, err) : fc_start_writeback(writer->fd, err)) < 0)
+        goto out;
+    rc = fc_close_written(writer->fd, err);
+    writer->fd = -1;
+out:
+    fc_abandon_writer(writer);
+    return rc;
+}
+
+void fc_abandon_writer(struct fc_writer *writer)
+{
+    if (writer->fd >= 0)
+        fc_close_read(writer->fd);
+    writer->fd = -1;
+}

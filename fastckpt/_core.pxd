@@ -1,0 +1,75 @@
+"""What csrc/ offers (the contract of each function is in its header), and the class that owns a map."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t
+from posix.types cimport off_t
+
+
+cdef extern from "error.h" nogil:
+    int FC_SIZE_CHANGED
+
+    struct fc_error:
+        int code
+        const char *op
+
+
+cdef extern from "io.h" nogil:
+    unsigned int FC_RENAME_NOREPLACE
+    unsigned int FC_RENAME_EXCHANGE
+    int fc_sync_file(int fd, fc_error *err)
+    int fc_sync_system(int fd, fc_error *err)
+    int fc_rename(int olddir, const char *old, int newdir, const char *new, unsigned int flags, fc_error *err)
+
+
+cdef extern from "writer.h" nogil:
+    struct fc_writer:
+        off_t size
+
+    int fc_open_writer(fc_writer *writer, int dirfd, const char *path, off_t size_hint, fc_error *err)
+    int fc_append_piece(fc_writer *writer, const void *data, size_t length, fc_error *err)
+    int fc_finish_writer(fc_writer *writer, bint sync, fc_error *err)
+    void fc_abandon_writer(fc_writer *writer)
+
+
+cdef extern from "reader.h" nogil:
+    size_t FC_META_MAX
+
+    struct fc_folder:
+        const char *name
+        const char *meta
+        int64_t meta_size
+        int64_t out_size
+
+    size_t fc_scan_folders(int dirfd, fc_folder *folders, size_t count, char *room, size_t length)
+    int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
+                     fc_error *err)
+
+
+cdef extern from "map.h" nogil:
+    struct fc_map_job:
+        const char *path
+        off_t size
+        off_t found
+        void *address
+
+    int fc_map_files(int dirfd, fc_map_job *jobs, size_t count, int advice, size_t *failed, fc_error *err)
+    void fc_unmap(void *address, size_t size)
+    int fc_advise(void *address, size_t offset, size_t length, int advice, fc_error *err)
+
+
+cdef extern from "canon.h" nogil:
+    struct fc_meta:
+        const int64_t *dims
+        int ndim
+        int number
+        int64_t place
+        int64_t count
+        int64_t comment_at
+
+    bint fc_parse_canon(const char *data, size_t length, fc_meta *meta)
+
+
+cdef class Mapping:
+    cdef void *address
+    cdef size_t size
+    cdef object __weakref__

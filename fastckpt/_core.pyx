@@ -1,0 +1,434 @@
+# cython: language_level=3, binding=True, freethreading_compatible=True, auto_pickle=False
+"""The one door between Python and C.
+
+Every function here does the same three things: it turns what Python gave it into C arrays, makes one call without the
+GIL, and raises what went wrong. The C code knows paths relative to an open folder, addresses and lengths; names, types
+and trees are Python's. A refusal of the system is an ``OSError`` with errno and path.
+"""
+
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_IsContiguous, PyBuffer_Release
+from cpython.buffer cimport PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t
+from posix.types cimport off_t
+
+import os
+
+cdef extern from *:
+    """
+    /* Only for the C that Cython makes of this file: none of these can be met in the .pyx. */
+    #pragma GCC diagnostic ignored "-Wunused-parameter"
+    #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+
+    #include <sys/mman.h>
+    #ifndef MADV_POPULATE_READ /* Linux 5.14; an older kernel answers EINVAL */
+    #define MADV_POPULATE_READ 22
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    """
+    int _NORMAL "MADV_NORMAL"
+    int _RANDOM "MADV_RANDOM"
+    int _SEQUENTIAL "MADV_SEQUENTIAL"
+    int _WILLNEED "MADV_WILLNEED"
+    int _HUGEPAGE "MADV_HUGEPAGE"
+    int _POPULATE_READ "MADV_POPULATE_READ"
+    int _POPULATE_WRITE "MADV_POPULATE_WRITE"
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+
+cdef extern from "Python.h":
+    int PyUnicode_FSConverter(object path, void *result) except 0
+
+RENAME_NOREPLACE = FC_RENAME_NOREPLACE
+RENAME_EXCHANGE = FC_RENAME_EXCHANGE
+MADV_NORMAL = _NORMAL
+MADV_RANDOM = _RANDOM
+MADV_SEQUENTIAL = _SEQUENTIAL
+MADV_WILLNEED = _WILLNEED
+MADV_HUGEPAGE = _HUGEPAGE
+MADV_POPULATE_READ = _POPULATE_READ
+MADV_POPULATE_WRITE = _POPULATE_WRITE
+
+cdef char _nothing = 0  # what the buffer of an empty file points at: NULL would surprise some consumers
+cdef size_t _ROOM = 2 * FC_META_MAX  # some 2,000 metas of the usual length in one pass
+
+
+class SizeChanged(ValueError):
+    """A file does not have the size that the caller knows.
+
+    Attributes
+    ----------
+    index : int
+        Which of the paths, 0 where there is one.
+    found : int
+        How many bytes the file has.
+    """
+
+    index: int = 0
+    found: int = 0
+
+
+cdef int _fail(const fc_error *err, object path, object other=None) except -1:
+    """Raise what C noted; the only place where an errno becomes an exception."""
+    raise OSError(err.code, f"{err.op.decode()}: {os.strerror(err.code)}", path, None, other)
+
+
+cdef int _fail_reading(const fc_error *err, object path, size_t index, off_t wanted, off_t found) except -1:
+    """`_fail`, for functions that know which size the file should have."""
+    if err.code != FC_SIZE_CHANGED:
+        _fail(err, path)
+    error = SizeChanged(f"{os.fsdecode(path)}: wanted a file of {wanted} bytes, found one of {found}")
+    error.index = index
+    error.found = found
+    raise error
+
+
+cdef bytes _encode(object path):
+    """The bytes of a file name, as ``os.fsencode`` gives them; refuses NUL."""
+    cdef PyObject *result = NULL
+    PyUnicode_FSConverter(path, &result)
+    encoded = <bytes>result
+    Py_DECREF(encoded)
+    return encoded
+
+
+cdef class _Room:
+    """Memory for C, freed with its owner."""
+
+    cdef void *data
+
+    def __cinit__(self, size_t count, size_t size):
+        self.data = PyMem_Calloc(count, size)
+        if self.data == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+
+def parse_meta(bytes data not None):
+    """Parse the canonical bytes of a ``meta``.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+
+    Returns
+    -------
+    tuple or None
+        ``(dims, enum number, place, count, comment_at)``; place and count are -1 where the comment line does not say
+        them and nothing else, and ``comment_at`` is the offset of the comment's JSON where it says something else, or -1.
+        None when the bytes are not exactly what every protobuf writes: that is for the tolerant parser to judge.
+        Where this is not None, ``product of the dims that are not 0, times 16`` is below 2**63.
+    """
+    cdef fc_meta meta
+    cdef int i
+    if not fc_parse_canon(PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), &meta):
+        return None
+    dims = tuple([meta.dims[i] for i in range(meta.ndim)])
+    return dims, meta.number, meta.place, meta.count, meta.comment_at
+
+
+cdef int _take_buffer(object source, Py_buffer *view, int flags) except -1:
+    PyObject_GetBuffer(source, view, PyBUF_STRIDES | flags)
+    if not PyBuffer_IsContiguous(view, b"C"):
+        PyBuffer_Release(view)
+        raise BufferError(f"memory of {type(source).__name__} is not C-contiguous: copy it first")
+    return 0
+
+
+cdef int _append(fc_writer *writer, object piece, object path) except -1:
+    cdef Py_buffer view
+    cdef fc_error err
+    cdef int rc
+    _take_buffer(piece, &view, 0)
+    with nogil:
+        rc = fc_append_piece(writer, view.buf, <size_t>view.len, &err)
+    PyBuffer_Release(&view)
+    if rc < 0:
+        _fail(&err, path)
+    return PyErr_CheckSignals()
+
+
+def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0):
+    """Write a new file from pieces of memory.
+
+    Parameters
+    ----------
+    dirfd : int
+        Open folder that `path` is relative to.
+    path : str or bytes
+        Must not exist.
+    pieces : iterable of buffers
+        C-contiguous; each is asked for when the one before it is written, and not looked at after that.
+    sync : bool
+        Whether the content must survive a power cut when this returns; else write-back is only started.
+    size_hint : int
+        How many bytes will come, so that a full disk is noticed at once; 0 if unknown.
+
+    Returns
+    -------
+    int
+        Number of bytes written. After an error the file stays, of whatever length.
+    """
+    cdef fc_writer writer
+    cdef fc_error err
+    cdef int rc
+    cdef bytes encoded = _encode(path)
+    cdef const char *name = PyBytes_AS_STRING(encoded)
+    source = iter(pieces)
+    with nogil:
+        rc = fc_open_writer(&writer, dirfd, name, size_hint, &err)
+    if rc < 0:
+        _fail(&err, path)
+    try:
+        for piece in source:
+            _append(&writer, piece, path)
+        with nogil:
+            rc = fc_finish_writer(&writer, sync, &err)
+    finally:
+        fc_abandon_writer(&writer)
+    if rc < 0:
+        _fail(&err, path)
+    return writer.size
+
+
+def sync_dir(int fd, path=None):
+    """Make an open folder (or file) durable. After an error: never call it again, throw away what was written.
+
+    Parameters
+    ----------
+    fd : int
+        The folder.
+    path : str or bytes, optional
+        Its name, for the error.
+    """
+    cdef fc_error err
+    cdef int rc
+    with nogil:
+        rc = fc_sync_file(fd, &err)
+    if rc < 0:
+        _fail(&err, path)
+
+
+def syncfs(int fd, path=None):
+    """Make the whole file system durable that `fd` lies on. After an error: as in `sync_dir`.
+
+    Parameters
+    ----------
+    fd : int
+        Any open file or folder of it; only errors since it was opened are reported.
+    path : str or bytes, optional
+        Its name, for the error.
+    """
+    cdef fc_error err
+    cdef int rc
+    with nogil:
+        rc = fc_sync_system(fd, &err)
+    if rc < 0:
+        _fail(&err, path)
+
+
+def renameat2(int olddirfd, old, int newdirfd, new, unsigned int flags):
+    """Rename, exchange, or rename only to a free name, as one step.
+
+    Parameters
+    ----------
+    olddirfd, newdirfd : int
+        Open folders that `old` and `new` are relative to.
+    old, new : str or bytes
+        The names.
+    flags : int
+        0, `RENAME_NOREPLACE` or `RENAME_EXCHANGE`. Not every file system has the last two (EINVAL).
+    """
+    cdef fc_error err
+    cdef int rc
+    cdef bytes encoded_old = _encode(old), encoded_new = _encode(new)
+    cdef const char *old_name = PyBytes_AS_STRING(encoded_old)
+    cdef const char *new_name = PyBytes_AS_STRING(encoded_new)
+    with nogil:
+        rc = fc_rename(olddirfd, old_name, newdirfd, new_name, flags, &err)
+    if rc < 0:
+        _fail(&err, old, new)
+
+
+cdef tuple _scanned(const fc_folder *folder):
+    if folder.meta_size < 0:
+        return folder.meta_size, folder.out_size
+    return PyBytes_FromStringAndSize(folder.meta, folder.meta_size), folder.out_size
+
+
+def scan(int dirfd, folders):
+    """Read the ``meta`` and ask for the size of the ``out`` of many folders.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    folders : sequence of str or bytes
+        Names in it.
+
+    Returns
+    -------
+    list of (bytes or int, int)
+        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or minus the
+        errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
+    """
+    cdef list names = [_encode(name) for name in folders]
+    cdef size_t count = <size_t>len(names), done = 0, i
+    cdef _Room jobs = _Room(count, sizeof(fc_folder)), room = _Room(_ROOM, 1)
+    cdef fc_folder *job = <fc_folder *>jobs.data
+    cdef list found = []
+    for i in range(count):
+        job[i].name = PyBytes_AS_STRING(names[i])
+    while count > 0:
+        with nogil:
+            done = fc_scan_folders(dirfd, job, count, <char *>room.data, _ROOM)
+        for i in range(done):
+            found.append(_scanned(&job[i]))
+        job += done
+        count -= done
+    return found
+
+
+cdef class Mapping:
+    """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
+
+    Whoever uses the memory holds this object; when nobody does, it is unmapped. It outlives the file's name. Changes stay
+    in memory. Made by `map_files` only.
+    """
+
+    def __init__(self):
+        raise TypeError("Mapping objects are made by map_files")
+
+    def __dealloc__(self):
+        fc_unmap(self.address, self.size)
+
+    def __len__(self):
+        return self.size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef void *address = self.address if self.size > 0 else &_nothing
+        PyBuffer_FillInfo(view, self, address, <Py_ssize_t>self.size, 0, flags)
+
+    def advise(self, int advice, Py_ssize_t offset=0, length=None):
+        """Tell the kernel how the memory will be used, or have it read in now (``MADV_POPULATE_READ``).
+
+        Parameters
+        ----------
+        advice : int
+            One of the ``MADV_*`` constants.
+        offset : int
+            Where it begins to hold.
+        length : int, optional
+            For how many bytes; to the end if not given.
+        """
+        cdef fc_error err
+        cdef int rc
+        cdef Py_ssize_t rest = <Py_ssize_t>self.size - offset
+        cdef Py_ssize_t count = rest if length is None else length
+        if offset < 0 or not 0 <= count <= rest:
+            raise ValueError(f"{count} bytes at {offset} are not within a map of {self.size} bytes")
+        if count == 0:
+            return
+        with nogil:
+            rc = fc_advise(self.address, <size_t>offset, <size_t>count, advice, &err)
+        if rc < 0:
+            _fail(&err, None)
+
+
+cdef void _own(Mapping mapping, const fc_map_job *job) noexcept:
+    mapping.address = job.address
+    mapping.size = <size_t>job.size
+
+
+def map_files(int dirfd, paths, sizes, *, int advice=0):
+    """Map whole files.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    paths : sequence of str or bytes
+        Regular files in it, reached without any symbolic link.
+    sizes : sequence of int
+        How many bytes each must have; an empty file gives an empty `Mapping`.
+    advice : int
+        A ``MADV_*`` constant for every map; ignored by kernels that do not know it.
+
+    Returns
+    -------
+    list of Mapping
+        One a path. On error none is left mapped.
+
+    Raises
+    ------
+    SizeChanged
+        A file has another size.
+    OSError
+        A file can not be opened, is no regular file, or can not be mapped (ENOMEM: too many maps).
+    """
+    cdef list shown = list(paths), wanted = list(sizes)
+    cdef list names = [_encode(path) for path in shown]
+    cdef size_t count = <size_t>len(names), failed = 0, i
+    cdef _Room room = _Room(count, sizeof(fc_map_job))
+    cdef fc_map_job *jobs = <fc_map_job *>room.data
+    cdef fc_error err
+    cdef int rc
+    if <size_t>len(wanted) != count:
+        raise ValueError(f"{count} paths but {len(wanted)} sizes")
+    # The owners are made before there is anything to own: from the first map on, nothing can fail but mapping.
+    cdef list mappings = [Mapping.__new__(Mapping) for _ in names]
+    for i in range(count):
+        jobs[i].path = PyBytes_AS_STRING(names[i])
+        jobs[i].size = wanted[i]
+    with nogil:
+        rc = fc_map_files(dirfd, jobs, count, advice, &failed, &err)
+    if rc < 0:
+        _fail_reading(&err, shown[failed], failed, jobs[failed].size, jobs[failed].found)
+    for i in range(count):
+        _own(mappings[i], &jobs[i])
+    return mappings
+
+
+def read_into(int dirfd, path, off_t offset, buffer, *, off_t size=-1):
+    """Fill memory with part of a file.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    path : str or bytes
+        A regular file in it, reached without any symbolic link.
+    offset : int
+        Where the part begins.
+    buffer : writable buffer
+        C-contiguous; filled to the end.
+    size : int
+        How many bytes the whole file must have; negative if that does not matter.
+
+    Raises
+    ------
+    SizeChanged
+        The file has another size, or ends too early.
+    """
+    cdef Py_buffer view
+    cdef fc_error err
+    cdef off_t found = 0
+    cdef int rc
+    cdef bytes encoded = _encode(path)
+    cdef const char *name = PyBytes_AS_STRING(encoded)
+    if offset < 0:
+        raise ValueError(f"offset {offset} is negative")
+    _take_buffer(buffer, &view, PyBUF_WRITABLE)
+    cdef off_t wanted = size if size >= 0 else offset + view.len
+    with nogil:
+        rc = fc_read_part(dirfd, name, offset, view.buf, <size_t>view.len, size, &found, &err)
+    PyBuffer_Release(&view)
+    if rc < 0:
+        _fail_reading(&err, path, 0, wanted, found)
