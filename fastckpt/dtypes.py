@@ -67,7 +67,10 @@ _NAMED = (
 )
 
 _UNNAMED = (
-    *(_unnamed(f"float8_{kind}", numpy=True, torch=True) for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")),
+    *(
+        _unnamed(f"float8_{kind}", numpy=True, torch=True)
+        for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
+    ),
     *(_unnamed(f"float8_{kind}", numpy=True, torch=False) for kind in ("e3m4", "e4m3", "e4m3b11fnuz")),
     _unnamed("float4_e2m1fn_x2", numpy=False, torch=True),
     *(_unnamed(f"{sign}int{bits}", numpy=False, torch=True) for sign in ("", "u") for bits in range(1, 8)),

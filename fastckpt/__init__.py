@@ -1,0 +1,39 @@
+"""fastckpt: a memory-mapped tensor store. Saves a model, or a whole training state, as one folder a tensor.
+
+>>> import fastckpt as flow
+>>> flow.save(model.state_dict(), "./mnist_model")
+>>> model.load_state_dict(flow.load("./mnist_model"))
+"""
+
+from fastckpt.errors import (
+    CheckpointError,
+    CommitUncertain,
+    CorruptError,
+    FormatError,
+    MismatchError,
+    NotCommittedError,
+    UnsupportedError,
+)
+from fastckpt.filling import load_into
+from fastckpt.loading import load
+from fastckpt.saving import save
+from fastckpt.snapshot import Snapshot, open
+from fastckpt.verifying import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "CommitUncertain",
+    "CorruptError",
+    "FormatError",
+    "MismatchError",
+    "NotCommittedError",
+    "Snapshot",
+    "UnsupportedError",
+    "load",
+    "load_into",
+    "open",
+    "save",
+    "verify",
+]

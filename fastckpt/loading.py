@@ -1,0 +1,167 @@
+"""load(): a snapshot becomes the object that was saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastckpt import _core, tree
+from fastckpt.codec import KINDS, codec_for, default_framework
+from fastckpt.contents import Contents, Entry, reading
+from fastckpt.errors import CorruptError, UnsupportedError
+from fastckpt.layout import OUT
+from fastckpt.verifying import check_digest
+
+__all__ = ["Maker", "assemble", "load"]
+
+
+def load(
+    path: str | os.PathLike[str],
+    map_location: Any = None,
+    *,
+    as_: str | None = None,
+    device: Any = None,
+    keys: Iterable[str] | None = None,
+    verify: bool = False,
+    mmap: bool | None = None,
+    weights_only: bool = True,
+    **foreign: Any,
+) -> Any:
+    """Load what `save` saved, or any flat directory of OneFlow.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Folder of the snapshot.
+    map_location : str, torch.device or dict, optional
+        torch's name for `device`; a dict says where what was on the "cpu" shall go.
+    as_ : {"torch", "numpy"}, optional
+        What every tensor becomes. By default torch tensors where torch is installed and numpy arrays elsewhere; but an
+        array that was saved inside a nested object stays an array.
+    device : str or torch.device, optional
+        Where the tensors go; the CPU by default.
+    keys : iterable of str, optional
+        Load these tensors only; the result is then a flat dict of them, in saved order.
+    verify : bool
+        Check the digests of all tensors loaded that have one.
+    mmap : bool, optional
+        False: read everything into memory now. By default every tensor is a private map of its file: nothing is read
+        until it is touched, it can be changed in place, and the file never changes.
+    weights_only : bool
+        torch's argument. Nothing in a snapshot is ever executed, so only True is allowed.
+
+    Returns
+    -------
+    object
+        The object that was saved, with the same types in the same order; tied tensors come back as one.
+
+    Raises
+    ------
+    NotCommittedError, CorruptError, FormatError
+        The folder is no complete, sound snapshot; the message names the file.
+    UnsupportedError
+        A tensor cannot be given in the form asked for.
+    KeyError
+        A key of `keys` is not in the snapshot.
+    OSError
+        What the system refused, with errno and path.
+    """
+    _check_arguments(path, weights_only, foreign)
+    make = Maker(as_, _device(map_location, device))
+
+    def act(contents: Contents) -> tuple[Contents, dict[str, tuple[Entry, Any]]]:
+        entries = contents.select(keys)
+        buffers = contents.map(entries) if mmap in (None, True) else _read(contents, entries)
+        if verify:
+            for entry, buffer in zip(entries, buffers, strict=True):
+                check_digest(entry.meta.digest, buffer, f"{contents.path}/{entry.blob}/{OUT}")
+        return contents, {e.key: (e, b) for e, b in zip(entries, buffers, strict=True)}
+
+    contents, found = reading(path, act)
+    if keys is not None:
+        return {key: make(entry, buffer, None) for key, (entry, buffer) in found.items()}
+    return assemble(contents, lambda key, framework: make(*found[key], framework))
+
+
+class Maker:
+    """Makes tensors over buffers; the same blob gives the same tensor, so that ties stay ties."""
+
+    def __init__(self, as_: str | None, device: Any = None) -> None:
+        self._as = as_
+        self._default = codec_for(as_ or default_framework())
+        self._device = device
+        self._made: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, entry: Entry, buffer: Any, framework: str | None) -> Any:
+        codec = self._default if framework is None or self._as else codec_for(framework)
+        made = self._made.get((entry.blob, codec.name))
+        if made is None:
+            made = codec.make(buffer, entry.meta.dtype, entry.meta.shape, entry.key)
+            if self._device is not None:
+                made = codec.to_device(made, self._device)
+            self._made[entry.blob, codec.name] = made
+        return made
+
+
+def assemble(contents: Contents, leaf: Callable[[str, str | None], Any]) -> Any:
+    """Build the saved object, asking `leaf` for each tensor by its key and the framework it was saved from (None for
+    a flat snapshot, which belongs to no framework)."""
+    record = contents.marker.record
+    if record is not None:
+        return tree.unflatten(record, _present(contents, leaf), KINDS.unpack)
+    entries = contents.entries
+    container = next(iter(entries.values())).meta.container if entries else None
+    flat: Any = {} if container is None else tree.unflatten(container, leaf, KINDS.unpack)
+    if not isinstance(flat, dict) or flat:
+        raise CorruptError(f"{contents.path}: the container of a flat snapshot must be an empty dict, not {flat!r:.80}")
+    for key in entries:
+        flat[key] = leaf(key, None)
+    return flat
+
+
+def _present(contents: Contents, leaf: Callable[[str, str | None], Any]) -> Callable[[str, str], Any]:
+    def present(key: str, framework: str) -> Any:
+        if key not in contents.entries:
+            raise CorruptError(f"{contents.path}: the object holds a tensor {key!r} that no folder has")
+        return leaf(key, framework)
+
+    return present
+
+
+def _read(contents: Contents, entries: Sequence[Entry]) -> list[Any]:
+    buffers: dict[str, Any] = {}
+    for entry in entries:
+        if entry.blob not in buffers:
+            buffer = np.empty(entry.meta.nbytes, np.uint8)
+            _core.read_into(contents.fd, f"{entry.blob}/{OUT}", 0, buffer, size=entry.meta.nbytes)
+            buffers[entry.blob] = buffer
+    return [buffers[entry.blob] for entry in entries]
+
+
+def _device(map_location: Any, device: Any) -> Any:
+    if device is not None and map_location is not None:
+        raise TypeError("device and map_location mean the same; give one of them")
+    if callable(map_location):
+        raise UnsupportedError("map_location cannot be a function here: every tensor comes from the CPU; pass device=")
+    if isinstance(map_location, Mapping):
+        return map_location.get("cpu")
+    return map_location if device is None else device
+
+
+def _check_arguments(path: object, weights_only: bool, foreign: dict[str, Any]) -> None:
+    if hasattr(path, "read"):
+        raise UnsupportedError("a snapshot is a folder, not a file-like object: pass the path of a folder")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or os.PathLike, not {type(path).__name__}")
+    if not weights_only:
+        raise UnsupportedError("weights_only=False: nothing in a snapshot is ever executed; leave it out")
+    for name, value in foreign.items():
+        if name in ("pickle_module", "encoding"):
+            raise UnsupportedError(f"{name}: nothing is unpickled here; leave it out")
+        if name not in ("global_src_rank", "support_pytorch_format"):
+            raise TypeError(f"load() has no argument {name!r}")
+        if name == "global_src_rank" and value not in (None, 0):
+            raise UnsupportedError(f"global_src_rank={value}: every process reads for itself; leave it out")

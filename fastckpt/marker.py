@@ -1,0 +1,133 @@
+"""The content of ``snapshot_done``: nothing for a flat dict of tensors, else one line of JSON and perhaps an index.
+
+    {"format":"fastckpt","version":1,"count":2,"object":{…},"index":[411,512,8192]}\\n
+    [["epoch.weight","shape {\\n…",4096,0],…]\\n
+    (zeros up to the next multiple of 64)
+    (copies of the small blobs, each at a multiple of 64)
+
+``index`` gives the length of the second line, where the copies begin, and the length of the whole file. An entry is the
+folder, the text of its ``meta``, the bytes of its ``out``, and where its copy lies behind the beginning of the copies,
+or null. Anything that does not begin as the first line does was put there by others and means nothing to us.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastckpt.errors import CorruptError, FormatError
+
+__all__ = ["ALIGN", "SMALL", "IndexEntry", "Marker", "format_marker", "parse_index", "parse_marker"]
+
+VERSION = 1
+ALIGN = 64  # bytes: what every dtype and every vector unit is content with
+SMALL = 4096  # bytes: blobs up to here are copied into an index
+
+_PREFIX = b'{"format":"fastckpt",'
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One tensor in the index; `copy_at` is None where its blob is not copied."""
+
+    folder: str
+    meta: bytes
+    nbytes: int
+    copy_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What the first line of ``snapshot_done`` says; all None for a flat snapshot without an index.
+
+    Attributes
+    ----------
+    count : int or None
+        Number of tensors.
+    record : JSON or None
+        The nested object (`fastckpt.tree`); None where the metas say everything.
+    index : tuple of int or None
+        Bytes of the table, where the copies begin, bytes of the whole file.
+    """
+
+    count: int | None = None
+    record: Any = None
+    index: tuple[int, int, int] | None = None
+
+
+def format_marker(count: int, record: Any, entries: Sequence[IndexEntry] | None) -> tuple[bytes, int]:
+    """Give the text before the copies, padded, and the length of all copies (0 for an empty or index-less marker)."""
+    head: dict[str, Any] = {"format": "fastckpt", "version": VERSION, "count": count}
+    if record is not None:
+        head["object"] = record
+    if entries is None:
+        return _line(head), 0
+    table = _line([[e.folder, e.meta.decode("ascii"), e.nbytes, e.copy_at] for e in entries])
+    copies = max((e.copy_at + _aligned(e.nbytes) for e in entries if e.copy_at is not None), default=0)
+    copies_at = 0
+    for _ in range(3):  # the head holds its own length: two rounds settle it
+        head["index"] = [len(table), copies_at, copies_at + copies]
+        copies_at = _aligned(len(_line(head)) + len(table))
+    text = _line(head) + table
+    return text + bytes(copies_at - len(text)), copies
+
+
+def parse_marker(line: bytes, size: int, where: str) -> Marker:
+    """Read the first line of a marker of `size` bytes; a line of others gives an empty Marker.
+
+    Raises
+    ------
+    FormatError
+        The line is ours and cannot be understood.
+    CorruptError
+        The file was cut off, or has grown.
+    """
+    if not line.startswith(_PREFIX):
+        return Marker()
+    if not line.endswith(b"\n"):
+        raise CorruptError(f"{where}: the first line has no end; the file was cut off, load an earlier snapshot")
+    head = _json(line, where)
+    if head.get("version") != VERSION:
+        raise FormatError(
+            f"{where}: version {head.get('version')!r}, this fastckpt reads {VERSION}; install a newer one"
+        )
+    count, index = head.get("count"), head.get("index")
+    if type(count) is not int or count < 0:
+        raise FormatError(f"{where}: count must be a number >= 0, found {count!r}")
+    if index is not None and not _are_lengths(index):
+        raise FormatError(f"{where}: index must be three numbers >= 0, found {index!r}")
+    wanted = len(line) if index is None else index[2]
+    if size != wanted:
+        raise CorruptError(f"{where}: wants {wanted} bytes, file has {size}; load an earlier snapshot")
+    return Marker(count, head.get("object"), None if index is None else (index[0], index[1], index[2]))
+
+
+def parse_index(table: bytes, where: str) -> list[IndexEntry]:
+    """Read the second line of a marker."""
+    try:
+        return [IndexEntry(f, m.encode("ascii"), n, c) for f, m, n, c in json.loads(table)]
+    except (ValueError, TypeError, AttributeError, RecursionError) as problem:
+        raise FormatError(f"{where}: the index cannot be read: {problem}") from problem
+
+
+def _are_lengths(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(n) is int and n >= 0 for n in value)
+
+
+def _json(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        head = json.loads(line)
+    except (ValueError, RecursionError) as problem:
+        raise FormatError(f"{where}: the first line is no JSON: {problem}") from problem
+    assert isinstance(head, dict), "a line that begins with { is an object"
+    return head
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ALIGN) * ALIGN

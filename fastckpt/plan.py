@@ -1,0 +1,209 @@
+"""What a save will write, decided before anything is written: pure data, no I/O."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastckpt import meta as meta_file
+from fastckpt.codec import Blob, Codec
+from fastckpt.layout import folders_for
+from fastckpt.marker import ALIGN, SMALL, IndexEntry, format_marker
+from fastckpt.meta import Meta
+from fastckpt.tree import Leaf
+
+__all__ = ["WriteItem", "WritePlan"]
+
+_CONTAINER_LIMIT = 32 << 10  # bytes of JSON about the flat object that the first tensor's meta may carry
+
+
+@dataclass(frozen=True, slots=True)
+class WriteItem:
+    """One tensor folder.
+
+    Attributes
+    ----------
+    folder : str
+        Name of the folder.
+    meta : bytes
+        Content of its `meta`.
+    blob : Blob
+        dtype, shape and memory.
+    value, codec
+        The tensor, and who can give its bytes.
+    twin : str or None
+        Folder of the tensor that this one is tied to.
+    """
+
+    folder: str
+    meta: bytes
+    blob: Blob
+    value: Any
+    codec: Codec
+    twin: str | None
+
+    def pieces(self) -> Iterator[Any]:
+        """Give the bytes of `out`, in contiguous buffers."""
+        return self.codec.pieces(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class WritePlan:
+    """All folders in order of place, and the text of the marker."""
+
+    items: tuple[WriteItem, ...]
+    marker: bytes
+    copies: int
+    """Bytes of small blobs that follow the marker's text."""
+
+    @classmethod
+    def of(
+        cls, leaves: Sequence[Leaf], codecs: Sequence[Codec], *, record: Any, container: Any, index: bool
+    ) -> WritePlan:
+        """Decide folders, ties and metas.
+
+        Parameters
+        ----------
+        leaves : sequence of Leaf
+            The tensors in order.
+        codecs : sequence of Codec
+            Who knows each leaf.
+        record : JSON or None
+            The nested object; None for a flat one.
+        container : JSON or None
+            What the flat object is, where it is more than a plain dict.
+        index : bool
+            Copy metas and small blobs into the marker.
+        """
+        blobs = [codec.describe(leaf.value, leaf.path) for leaf, codec in zip(leaves, codecs, strict=True)]
+        twins = _twins(blobs)
+        _warn_of_overlaps(leaves, blobs, twins)
+        if container is not None and (not leaves or len(json.dumps(container)) > _CONTAINER_LIMIT):
+            record, container = _unfolded(container, leaves), None
+        folders = folders_for([leaf.key for leaf in leaves])
+        items = tuple(
+            WriteItem(
+                folder,
+                meta_file.format_meta(_meta_of(leaves, blobs, folders, twins, at, container)),
+                blobs[at],
+                leaves[at].value,
+                codecs[at],
+                None if twins[at] is None else folders[twins[at]],
+            )
+            for at, folder in enumerate(folders)
+        )
+        if record is None and not index:
+            return cls(items, b"", 0)
+        return cls(items, *format_marker(len(items), record, _index_of(items)))
+
+    def small_blobs(self) -> Iterator[Any]:
+        """Give the copies that follow the marker's text, each padded to ALIGN."""
+        for item in self.items if self.copies else ():
+            if _is_copied(item):
+                yield from item.pieces()
+                yield bytes(-item.blob.nbytes % ALIGN)
+
+
+def _meta_of(
+    leaves: Sequence[Leaf],
+    blobs: Sequence[Blob],
+    folders: Sequence[str],
+    twins: Sequence[int | None],
+    at: int,
+    container: Any,
+) -> Meta:
+    key, twin = leaves[at].key, twins[at]
+    return Meta(
+        shape=blobs[at].shape,
+        dtype=blobs[at].dtype,
+        place=at,
+        count=len(leaves),
+        name=None if folders[at] == key else key,
+        same_as=None if twin is None else leaves[twin].key,
+        container=container if at == 0 else None,
+    )
+
+
+def _unfolded(container: Any, leaves: Sequence[Leaf]) -> Any:
+    """The record of a flat object whose container does not fit into a meta: the container with its items."""
+    items = [[leaf.key, {"tensor": leaf.key}] for leaf in leaves]
+    return {**container, "OrderedDict": items}
+
+
+def _twins(blobs: Sequence[Blob]) -> list[int | None]:
+    """For each tensor the first one that is the very same memory read the same way."""
+    first: dict[Blob, int] = {}
+    return [
+        None if blob.memory is None or (at_first := first.setdefault(blob, at)) == at else at_first
+        for at, blob in enumerate(blobs)
+    ]
+
+
+def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequence[int | None]) -> None:
+    """Tell of tensors that share some of their memory but are not equal: what one sees, the other will no longer."""
+    spans = sorted(
+        (blob.memory.device, *_span(blob), at)
+        for at, blob in enumerate(blobs)
+        if blob.memory is not None and twins[at] is None
+    )
+    shared: list[str] = []
+    reaching: list[tuple[str, int, int]] = []  # device, end and number of the spans that may still be overlapped
+    for device, low, high, at in spans:
+        reaching = [span for span in reaching if span[0] == device and span[1] > low]
+        shared += [f"{leaves[n].path} and {leaves[at].path}" for _, _, n in reaching if _share(blobs[n], blobs[at])]
+        reaching.append((device, high, at))
+    if shared:
+        more = f" (and {len(shared) - 1} more pairs)" if len(shared) > 1 else ""
+        warnings.warn(
+            f"{shared[0]}{more} overlap in memory without being equal views: they are stored apart and will not be "
+            "tied when loaded",
+            stacklevel=5,
+        )
+
+
+def _span(blob: Blob) -> tuple[int, int]:
+    """Lowest address, and the one behind the highest."""
+    assert blob.memory is not None
+    steps = [stride * (n - 1) for stride, n in zip(blob.memory.strides, blob.shape, strict=True)]
+    low = blob.memory.address + sum(step for step in steps if step < 0)
+    return low, blob.memory.address + sum(step for step in steps if step > 0) + blob.dtype.itemsize
+
+
+class _Addresses:
+    """An array interface over addresses that are compared and never read."""
+
+    def __init__(self, blob: Blob) -> None:
+        assert blob.memory is not None
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (blob.memory.address, True),
+            "shape": blob.shape,
+            "strides": blob.memory.strides,
+            "typestr": f"|V{blob.dtype.itemsize}",
+        }
+
+
+def _share(one: Blob, other: Blob) -> bool:
+    """Tell whether any element is common; where that is hard to say, yes."""
+    try:
+        return np.shares_memory(np.asarray(_Addresses(one)), np.asarray(_Addresses(other)), max_work=10_000)
+    except np.exceptions.TooHardError if hasattr(np, "exceptions") else np.TooHardError:  # type: ignore[attr-defined]
+        return True
+
+
+def _is_copied(item: WriteItem) -> bool:
+    return item.twin is None and 0 < item.blob.nbytes <= SMALL
+
+
+def _index_of(items: Sequence[WriteItem]) -> list[IndexEntry]:
+    entries, at = [], 0
+    for item in items:
+        copied = _is_copied(item)
+        entries.append(IndexEntry(item.folder, item.meta, item.blob.nbytes, at if copied else None))
+        at += -(-item.blob.nbytes // ALIGN) * ALIGN if copied else 0
+    return entries

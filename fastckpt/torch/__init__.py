@@ -1,0 +1,1 @@
+"""The torch edge: nothing here is imported before a program uses torch."""

@@ -1,0 +1,134 @@
+"""torch's codec: which tensors can be stored, their bytes, and tensors over memory of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.parameter import UninitializedTensorMixin
+
+from fastckpt.codec import Blob, Memory, row_pieces
+from fastckpt.dtypes import BY_NAME, DType
+from fastckpt.errors import FormatError, UnsupportedError
+
+__all__ = ["TORCH", "TorchCodec"]
+
+_TO_TORCH = {d.name: getattr(torch, d.torch) for d in BY_NAME.values() if d.torch and hasattr(torch, d.torch)}
+_FROM_TORCH = {dtype: BY_NAME[name] for name, dtype in _TO_TORCH.items()}
+
+
+class TorchCodec:
+    """Dense torch tensors, on any device."""
+
+    name = "torch"
+
+    def is_leaf(self, obj: object) -> bool:
+        return isinstance(obj, torch.Tensor)
+
+    def describe(self, obj: torch.Tensor, path: str) -> Blob:
+        _refuse(obj, path)
+        shape = tuple(obj.shape)
+        dtype = _FROM_TORCH[obj.dtype]
+        if obj.numel() == 0:
+            return Blob(dtype, shape, None)
+        strides = tuple(s * dtype.itemsize if n > 1 else 0 for s, n in zip(obj.stride(), shape, strict=True))
+        lazy = "conj" * obj.is_conj() + "neg" * obj.is_neg()
+        return Blob(dtype, shape, Memory(str(obj.device), obj.data_ptr(), strides, lazy))
+
+    def pieces(self, obj: torch.Tensor) -> Iterator[Any]:
+        tensor = obj.detach()
+        if tensor.itemsize == 1:  # several one-byte dtypes cannot be copied under their own name
+            tensor = tensor.view(torch.uint8)
+        if _in_order(tensor):
+            yield _bytes_of(tensor)
+            return
+        for index in row_pieces(tuple(tensor.shape), tensor.itemsize):
+            yield _bytes_of(tensor[index].resolve_conj().resolve_neg().contiguous().cpu())
+
+    def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
+        own = _TO_TORCH.get(dtype.name) or self.dtype(dtype, where)
+        if 0 in shape:
+            return torch.empty(shape, dtype=own)
+        flat = torch.frombuffer(buffer, dtype=own)
+        return flat if len(shape) == 1 else flat.view(shape)
+
+    def dtype(self, dtype: DType, where: str) -> torch.dtype:
+        own: torch.dtype | None = _TO_TORCH.get(dtype.name)
+        if own is None:
+            raise UnsupportedError(f"{where}: torch {torch.__version__} has no {dtype.name}; load it with as_='numpy'")
+        return own
+
+    def memory_of(self, target: torch.Tensor) -> memoryview | None:
+        if not (_in_order(target) and target.numel()):
+            return None
+        return memoryview(_bytes_of(target.detach()))
+
+    def fill(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        with torch.no_grad():
+            if target.dtype == source.dtype and target.itemsize == 1:
+                target, source = target.detach().view(torch.uint8), source.view(torch.uint8)
+            target.copy_(source)
+
+    def to_device(self, tensor: torch.Tensor, device: Any) -> torch.Tensor:
+        return tensor.to(device)
+
+    def state_of(self, obj: object) -> Any:
+        return obj.state_dict() if isinstance(obj, torch.nn.Module) else obj
+
+    def pack(self, obj: object) -> tuple[str, Any] | None:
+        if isinstance(obj, torch.Size):
+            return "torch.Size", list(obj)
+        if isinstance(obj, torch.dtype):
+            return "torch.dtype", str(obj).removeprefix("torch.")
+        if isinstance(obj, torch.device):
+            return "torch.device", str(obj)
+        return None
+
+    def unpack(self, tag: str, data: Any) -> Any:
+        if tag == "torch.Size" and isinstance(data, list) and all(type(n) is int for n in data):
+            return torch.Size(data)
+        if tag == "torch.dtype" and isinstance(getattr(torch, data, None), torch.dtype):
+            return getattr(torch, data)
+        if tag == "torch.device" and isinstance(data, str):
+            return torch.device(data)
+        raise FormatError(f"snapshot_done: {tag} cannot be {data!r}; was it written by a newer torch or fastckpt?")
+
+
+def _refuse(tensor: torch.Tensor, path: str) -> None:
+    """Raise for every tensor that is not a plain run of elements."""
+    kind, remedy = _obstacle(tensor)
+    if kind:
+        raise UnsupportedError(f"{path}: a {kind} cannot be stored; {remedy}")
+
+
+def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
+    if isinstance(tensor, UninitializedTensorMixin):
+        return "lazy parameter without a shape", "run the module once before saving it"
+    if type(tensor).__name__ == "DTensor":
+        return "DTensor", "store its full_tensor()"
+    if tensor.is_nested:
+        return "nested tensor", "store the list of its unbind()"
+    if tensor.layout != torch.strided:
+        return f"tensor of layout {tensor.layout}", "store its to_dense(), or its indices and values"
+    if tensor.is_quantized:
+        return f"quantised tensor ({tensor.dtype})", "store its int_repr(), scale and zero point"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"tensor subclass {type(tensor).__name__}", "store the plain tensors that it is made of"
+    if tensor.is_meta:
+        return "tensor on the meta device", "it has no data: move the model to a real device first"
+    if tensor.dtype not in _FROM_TORCH:
+        return f"tensor of dtype {tensor.dtype}", "convert it to another dtype"
+    return "", ""
+
+
+def _in_order(tensor: torch.Tensor) -> bool:
+    """Tell whether the elements lie in host memory, one after the other, as they are."""
+    return tensor.is_contiguous() and tensor.device.type == "cpu" and not (tensor.is_conj() or tensor.is_neg())
+
+
+def _bytes_of(tensor: torch.Tensor) -> Any:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+TORCH = TorchCodec()

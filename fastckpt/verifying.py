@@ -1,0 +1,177 @@
+"""verify(): is the snapshot what was saved?"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastckpt import _core
+from fastckpt import meta as meta_file
+from fastckpt.contents import Contents, reading
+from fastckpt.errors import CheckpointError, CorruptError, FormatError
+from fastckpt.layout import DONE, OUT
+from fastckpt.marker import IndexEntry, parse_index
+
+__all__ = ["Report", "check_digest", "verify"]
+
+_PIECE = 16 << 20  # bytes read at a time
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found.
+
+    Attributes
+    ----------
+    path : str
+        Folder of the snapshot.
+    tensors : int
+        Number of tensors.
+    nbytes : int
+        Bytes of all tensors, ties counted once.
+    digests : int
+        How many tensors have a digest, and so had their bytes checked.
+    problems : tuple of str
+        What is wrong and what to do, each naming its file.
+    """
+
+    path: str
+    tensors: int = 0
+    nbytes: int = 0
+    digests: int = 0
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
+    """Check a snapshot without loading it: its structure, sizes and index, that every byte can be read, and digests.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Folder of the snapshot.
+    progress : callable, optional
+        Called as ``progress(done, total)`` in bytes.
+
+    Returns
+    -------
+    Report
+        True when nothing is wrong. Without a digest, bytes that changed but are of the right number go unnoticed.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError
+        The folder cannot be looked at.
+    """
+    where = os.fspath(path)
+    try:
+        return reading(path, lambda contents: _report(contents, progress or _no_progress))
+    except CheckpointError as problem:
+        return Report(where, problems=(str(problem),))
+
+
+def check_digest(digest: str | None, buffer: Any, where: str) -> None:
+    """Compare bytes with a digest ``crc32:<hex>`` from a meta; None is content with anything.
+
+    Raises
+    ------
+    CorruptError
+        The bytes are not those that were saved.
+    """
+    if digest is not None:
+        _compare(digest, (memoryview(buffer)[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)), where)
+
+
+def _compare(digest: str, pieces: Iterator[Any], where: str) -> None:
+    algorithm, _, wanted = digest.partition(":")
+    if algorithm != "crc32":
+        raise FormatError(
+            f"{where}: digest by {algorithm!r}, which this version cannot compute; install a newer fastckpt"
+        )
+    found = 0
+    for piece in pieces:
+        found = zlib.crc32(piece, found)
+    if f"{found:08x}" != wanted:
+        raise CorruptError(
+            f"{where}: its bytes have changed since they were saved (crc32 {found:08x}, wants {wanted}); "
+            "restore it from a copy, or load an earlier snapshot"
+        )
+
+
+def _report(contents: Contents, progress: Progress) -> Report:
+    blobs = {entry.blob: entry.meta for entry in contents.entries.values()}
+    total = sum(meta.nbytes for meta in blobs.values())
+    problems, done, digests = list(_index_problems(contents)), 0, 0
+    for blob, meta in blobs.items():
+        where = f"{contents.path}/{blob}/{OUT}"
+        try:
+            pieces = _pieces(contents.fd, blob, meta.nbytes)
+            if meta.digest is None:
+                for _ in pieces:
+                    pass
+            else:
+                digests += 1
+                _compare(meta.digest, pieces, where)
+        except (CheckpointError, OSError) as problem:
+            problems.append(str(problem))
+        done += meta.nbytes
+        progress(done, total)
+    return Report(contents.path, len(contents.entries), total, digests, tuple(problems))
+
+
+def _pieces(fd: int, blob: str, nbytes: int) -> Iterator[Any]:
+    buffer = np.empty(min(nbytes, _PIECE), np.uint8)
+    for at in range(0, nbytes, _PIECE):
+        piece = buffer[: min(_PIECE, nbytes - at)]
+        _core.read_into(fd, f"{blob}/{OUT}", at, piece, size=nbytes)
+        yield piece
+
+
+def _index_problems(contents: Contents) -> Iterator[str]:
+    """Hold the index against the folders, which are the truth."""
+    if contents.marker.index is None:
+        return
+    table_length, copies_at, size = contents.marker.index
+    where = f"{contents.path}/{DONE}"
+    marker = np.empty(size, np.uint8)
+    _core.read_into(contents.fd, DONE, 0, marker, size=size)
+    raw = marker.tobytes()
+    table_at = raw.index(b"\n") + 1
+    try:
+        index = {entry.folder: entry for entry in parse_index(raw[table_at : table_at + table_length], where)}
+    except FormatError as problem:
+        yield str(problem)
+        return
+    for entry in contents.entries.values():
+        copy = index.pop(entry.folder, None)
+        if copy is None or meta_file.parse(copy.meta, where) != entry.meta or copy.nbytes != entry.meta.nbytes:
+            yield f"{where}: the index differs from {entry.folder!r}/meta; save the snapshot anew"
+        elif not _same_copy(contents, copy, raw[copies_at:]):
+            yield f"{where}: the copy of {entry.folder!r}/{OUT} differs from it; save the snapshot anew"
+    if index:
+        yield f"{where}: the index names {next(iter(index))!r}, which has no folder; save the snapshot anew"
+
+
+def _same_copy(contents: Contents, copy: IndexEntry, copies: bytes) -> bool:
+    if copy.copy_at is None:
+        return True
+    blob = np.empty(copy.nbytes, np.uint8)
+    _core.read_into(contents.fd, f"{copy.folder}/{OUT}", 0, blob, size=copy.nbytes)
+    return blob.tobytes() == copies[copy.copy_at : copy.copy_at + copy.nbytes]
+
+
+def _no_progress(done: int, total: int) -> None:
+    """Nobody watches."""
