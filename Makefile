@@ -17,7 +17,7 @@ test: build
 	$(BIN)/pytest $(ARGS)
 
 bench: build
-	$(BIN)/pytest benches $(ARGS)
+	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds $(ARGS)
 
 lint: build
 	$(BIN)/ruff check

