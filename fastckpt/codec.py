@@ -79,8 +79,8 @@ class Codec(Protocol):
     def dtype(self, dtype: DType, where: str) -> Any:
         """Give the framework's own dtype object; raise UnsupportedError where it has none."""
 
-    def memory_of(self, target: Any) -> memoryview | None:
-        """Give the target's memory if bytes in C order may be read straight into it."""
+    def memory_of(self, target: Any) -> Any:
+        """Give the target's memory as a buffer if bytes in C order may be read straight into it, else None."""
 
     def fill(self, target: Any, source: Any) -> None:
         """Copy into an existing tensor, converting the dtype if it differs."""
@@ -158,10 +158,10 @@ class NumpyCodec:
             hint = "pip install 'fastckpt[ml_dtypes]', or load it with as_='torch'"
             raise UnsupportedError(f"{where}: numpy has {dtype.name} only with ml_dtypes: {hint}") from None
 
-    def memory_of(self, target: np.ndarray[Any, Any]) -> memoryview | None:
+    def memory_of(self, target: np.ndarray[Any, Any]) -> Any:
         if not (target.flags.c_contiguous and target.flags.writeable and target.dtype.isnative and target.size):
             return None
-        return memoryview(target.reshape(-1).view(np.uint8))
+        return _bytes_of(target)
 
     def fill(self, target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
         np.copyto(target, source, casting="unsafe")
@@ -196,8 +196,9 @@ def _bytes_of(array: np.ndarray[Any, Any]) -> Any:
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
     if name.startswith(("bfloat", "float8")):
-        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
-    return np.dtype(name)
+        name = getattr(importlib.import_module("ml_dtypes"), name)
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
 
 
 NUMPY = NumpyCodec()

@@ -134,8 +134,8 @@ class Contents:
             self.notes.append(f"{where}: a file that belongs to no snapshot, passed over")
         elif text == _NO_ENTRY and size >= 0:
             self.notes.append(
-                f"{where}/{META}: missing, so shape and dtype of {where}/{OUT} are unknown; passed over (OneFlow before "
-                f"0.3.1 wrote no {META}: read such a blob with numpy.fromfile)"
+                f"{where}/{META}: missing, so shape and dtype of {OUT} are unknown; passed over (OneFlow before 0.3.1 "
+                f"wrote no {META}: read such a blob with numpy.fromfile)"
             )
         elif isinstance(text, int):
             raise CorruptError(f"{where}/{META}: {os.strerror(-text)}; load an earlier snapshot")
@@ -168,7 +168,7 @@ class Contents:
         except _core.SizeChanged as change:
             raise CorruptError(f"{self.path}: {change}; it was changed while being read, load it again") from None
         except OSError as problem:
-            problem.filename = os.path.join(self.path, str(problem.filename))
+            problem.filename = os.path.join(self.path, os.fsdecode(problem.filename or ""))
             raise
         by_blob = dict(zip(blobs, maps, strict=True))
         return [by_blob[entry.blob] for entry in entries]

@@ -88,14 +88,14 @@ def _match(
 
 
 def _mismatch(leaf: Leaf, entry: Entry) -> str:
-    shape = codec_for(leaf.codec.name).describe(leaf.value, leaf.path).shape
+    shape = codec_for(leaf.framework).describe(leaf.value, leaf.path).shape
     if shape == entry.meta.shape:
         return ""
     return f"size mismatch for {leaf.key}: the snapshot has {entry.meta.shape}, the target wants {shape}."
 
 
 def _fill(leaf: Leaf, entry: Entry, contents: Contents) -> None:
-    codec = leaf.codec
+    codec = codec_for(leaf.framework)
     same_dtype = codec.describe(leaf.value, leaf.path).dtype == entry.meta.dtype
     memory = codec.memory_of(leaf.value) if same_dtype else None
     if memory is not None:

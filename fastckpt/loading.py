@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastckpt import _core, tree
-from fastckpt.codec import KINDS, codec_for, default_framework
+from fastckpt.codec import KINDS, NUMPY, codec_for, default_framework
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.layout import OUT
@@ -96,7 +96,7 @@ class Maker:
         self._made: dict[tuple[str, str], Any] = {}
 
     def __call__(self, entry: Entry, buffer: Any, framework: str | None) -> Any:
-        codec = self._default if framework is None or self._as else codec_for(framework)
+        codec = NUMPY if framework == "numpy" and not self._as else self._default
         made = self._made.get((entry.blob, codec.name))
         if made is None:
             made = codec.make(buffer, entry.meta.dtype, entry.meta.shape, entry.key)

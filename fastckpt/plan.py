@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastckpt import meta as meta_file
-from fastckpt.codec import Blob, Codec
+from fastckpt.codec import Blob, Codec, codec_for
 from fastckpt.layout import folders_for
 from fastckpt.marker import ALIGN, SMALL, IndexEntry, format_marker
 from fastckpt.meta import Meta
@@ -19,6 +19,7 @@ from fastckpt.tree import Leaf
 
 __all__ = ["WriteItem", "WritePlan"]
 
+_EFFORT: Any = 10_000  # candidate solutions that numpy may try; its stubs know -1 and 0 only
 _CONTAINER_LIMIT = 32 << 10  # bytes of JSON about the flat object that the first tensor's meta may carry
 
 
@@ -62,29 +63,25 @@ class WritePlan:
     """Bytes of small blobs that follow the marker's text."""
 
     @classmethod
-    def of(
-        cls, leaves: Sequence[Leaf], codecs: Sequence[Codec], *, record: Any, container: Any, index: bool
-    ) -> WritePlan:
+    def of(cls, leaves: Sequence[Leaf], record: Any, *, flat: bool, index: bool) -> WritePlan:
         """Decide folders, ties and metas.
 
         Parameters
         ----------
         leaves : sequence of Leaf
             The tensors in order.
-        codecs : sequence of Codec
-            Who knows each leaf.
-        record : JSON or None
-            The nested object; None for a flat one.
-        container : JSON or None
-            What the flat object is, where it is more than a plain dict.
+        record : JSON
+            The object that holds them.
+        flat : bool
+            It is a dict of tensors: the metas say everything, and the marker stays empty if it can.
         index : bool
-            Copy metas and small blobs into the marker.
+            Copy metas and small blobs into the marker; a nested object always gets that.
         """
+        codecs = [codec_for(leaf.framework) for leaf in leaves]
         blobs = [codec.describe(leaf.value, leaf.path) for leaf, codec in zip(leaves, codecs, strict=True)]
         twins = _twins(blobs)
         _warn_of_overlaps(leaves, blobs, twins)
-        if container is not None and (not leaves or len(json.dumps(container)) > _CONTAINER_LIMIT):
-            record, container = _unfolded(container, leaves), None
+        flat, container = _container(record, leaves) if flat else (False, None)
         folders = folders_for([leaf.key for leaf in leaves])
         items = tuple(
             WriteItem(
@@ -93,13 +90,13 @@ class WritePlan:
                 blobs[at],
                 leaves[at].value,
                 codecs[at],
-                None if twins[at] is None else folders[twins[at]],
+                None if (twin := twins[at]) is None else folders[twin],
             )
             for at, folder in enumerate(folders)
         )
-        if record is None and not index:
+        if flat and not index:
             return cls(items, b"", 0)
-        return cls(items, *format_marker(len(items), record, _index_of(items)))
+        return cls(items, *format_marker(len(items), None if flat else record, _index_of(items)))
 
     def small_blobs(self) -> Iterator[Any]:
         """Give the copies that follow the marker's text, each padded to ALIGN."""
@@ -129,10 +126,14 @@ def _meta_of(
     )
 
 
-def _unfolded(container: Any, leaves: Sequence[Leaf]) -> Any:
-    """The record of a flat object whose container does not fit into a meta: the container with its items."""
-    items = [[leaf.key, {"tensor": leaf.key}] for leaf in leaves]
-    return {**container, "OrderedDict": items}
+def _container(record: Any, leaves: Sequence[Leaf]) -> tuple[bool, Any]:
+    """Whether the metas can hold what a flat object is, and what the first of them says: nothing for a plain dict, else
+    the record without its items."""
+    if "OrderedDict" not in record:
+        return True, None
+    container = {**record, "OrderedDict": []}
+    fits = bool(leaves) and len(json.dumps(container)) <= _CONTAINER_LIMIT
+    return fits, container if fits else None
 
 
 def _twins(blobs: Sequence[Blob]) -> list[int | None]:
@@ -191,8 +192,8 @@ class _Addresses:
 def _share(one: Blob, other: Blob) -> bool:
     """Tell whether any element is common; where that is hard to say, yes."""
     try:
-        return np.shares_memory(np.asarray(_Addresses(one)), np.asarray(_Addresses(other)), max_work=10_000)
-    except np.exceptions.TooHardError if hasattr(np, "exceptions") else np.TooHardError:  # type: ignore[attr-defined]
+        return np.shares_memory(np.asarray(_Addresses(one)), np.asarray(_Addresses(other)), max_work=_EFFORT)
+    except np.exceptions.TooHardError:
         return True
 
 

@@ -24,7 +24,7 @@ def save(
     obj: Any,
     path: str | os.PathLike[str],
     global_dst_rank: int | None = None,
-    save_as_external_data: bool | None = None,
+    save_as_external_data: bool | None = None,  # noqa: ARG001
     *,
     threads: int | None = None,
     index: bool = False,
@@ -77,10 +77,7 @@ def save(
 
 def _plan(obj: Any, index: bool) -> WritePlan:
     leaves, record = tree.flatten(obj, KINDS)
-    codecs = [leaf.codec for leaf in leaves]
-    if not tree.is_flat(obj, KINDS):
-        return WritePlan.of(leaves, codecs, record=record, container=None, index=True)
-    return WritePlan.of(leaves, codecs, record=None, container=tree.container(obj, KINDS), index=index)
+    return WritePlan.of(leaves, record, flat=tree.is_flat(obj, KINDS), index=index)
 
 
 def _write(plan: WritePlan, stage: Stage, threads: int, sync: bool) -> None:

@@ -130,7 +130,7 @@ class Snapshot(Mapping[str, Any]):
         maps = contents.map(entries)
         self._handles = {e.key: TensorHandle(e, m, codec) for e, m in zip(entries, maps, strict=True)}
         self._contents = contents
-        self._object: Any = None
+        self._tree: Any = None
         self.nbytes = sum({e.blob: e.meta.nbytes for e in entries}.values())
 
     @property
@@ -144,15 +144,15 @@ class Snapshot(Mapping[str, Any]):
         return self._contents.marker.record
 
     @property
-    def object(self) -> Any:
+    def tree(self) -> Any:
         """The saved object, with a handle in the place of every tensor."""
-        if self._object is None:
-            self._object = assemble(self._contents, lambda key, _: self._handles[key])
-        return self._object
+        if self._tree is None:
+            self._tree = assemble(self._contents, lambda key, _: self._handles[key])
+        return self._tree
 
     def __getitem__(self, key: str) -> Any:
-        if self.is_nested and isinstance(self.object, dict) and key in self.object:
-            return self.object[key]
+        if self.is_nested and isinstance(self.tree, dict) and key in self.tree:
+            return self.tree[key]
         return self._handles[key]
 
     def __iter__(self) -> Iterator[str]:

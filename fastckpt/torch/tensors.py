@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fastckpt.codec import Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
@@ -59,10 +59,10 @@ class TorchCodec:
             raise UnsupportedError(f"{where}: torch {torch.__version__} has no {dtype.name}; load it with as_='numpy'")
         return own
 
-    def memory_of(self, target: torch.Tensor) -> memoryview | None:
+    def memory_of(self, target: torch.Tensor) -> Any:
         if not (_in_order(target) and target.numel()):
             return None
-        return memoryview(_bytes_of(target.detach()))
+        return _bytes_of(target.detach())
 
     def fill(self, target: torch.Tensor, source: torch.Tensor) -> None:
         with torch.no_grad():
@@ -103,7 +103,7 @@ def _refuse(tensor: torch.Tensor, path: str) -> None:
 
 
 def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
-    if isinstance(tensor, UninitializedTensorMixin):
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "lazy parameter without a shape", "run the module once before saving it"
     if type(tensor).__name__ == "DTensor":
         return "DTensor", "store its full_tensor()"
