@@ -40,8 +40,13 @@ core = Extension(
     ["fastckpt/_core.pyx", *sorted(glob("csrc/*.c"))],
     include_dirs=["csrc"],
     depends=sorted(glob("csrc/*.h")),
-    define_macros=[("_GNU_SOURCE", None), ("_FILE_OFFSET_BITS", "64"), *([("CYTHON_TRACE_NOGIL", "1")] if COVERAGE else [])],
+    define_macros=[
+        ("_GNU_SOURCE", None),
+        ("_FILE_OFFSET_BITS", "64"),
+        *([("CYTHON_TRACE_NOGIL", "1")] if COVERAGE else []),
+    ],
     extra_compile_args=compile_args,
     extra_link_args=link_args,
 )
-setup(ext_modules=cythonize([core], compiler_directives={"linetrace": COVERAGE}))
+# Traced C is made anew: its date alone would not tell Cython that the switch was turned.
+setup(ext_modules=cythonize([core], compiler_directives={"linetrace": COVERAGE}, force=COVERAGE))

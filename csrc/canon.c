@@ -16,9 +16,9 @@ static const struct {
     const char *name;
     int number;
 } types[] = {
-    {"kChar", 1},     {"kFloat", 2},    {"kDouble", 3},    {"kInt8", 4},      {"kInt32", 5},      {"kInt64", 6},
-    {"kUInt8", 7},    {"kFloat16", 9},  {"kBFloat16", 11}, {"kBool", 12},     {"kUInt16", 13},    {"kUInt32", 14},
-    {"kUInt64", 15},  {"kInt16", 17},   {"kComplex32", 19}, {"kComplex64", 20}, {"kComplex128", 21},
+    {"kChar", 1},    {"kFloat", 2},   {"kDouble", 3},     {"kInt8", 4},       {"kInt32", 5},       {"kInt64", 6},
+    {"kUInt8", 7},   {"kFloat16", 9}, {"kBFloat16", 11},  {"kBool", 12},      {"kUInt16", 13},     {"kUInt32", 14},
+    {"kUInt64", 15}, {"kInt16", 17},  {"kComplex32", 19}, {"kComplex64", 20}, {"kComplex128", 21},
 };
 
 static bool take(struct cursor *cursor, const char *text)
@@ -115,6 +115,6 @@ static bool take_comment(struct cursor *cursor, const char *data, struct fc_meta
 bool fc_parse_canon(const char *data, size_t length, struct fc_meta *meta)
 {
     struct cursor cursor = {data, data + length};
-    return length <= LIMIT && take(&cursor, "shape {\n") && take_dims(&cursor, meta) && take(&cursor, "}\ndata_type: ") &&
-           take_type(&cursor, &meta->number) && take_comment(&cursor, data, meta);
+    return length <= LIMIT && take(&cursor, "shape {\n") && take_dims(&cursor, meta) &&
+           take(&cursor, "}\ndata_type: ") && take_type(&cursor, &meta->number) && take_comment(&cursor, data, meta);
 }

@@ -3,9 +3,9 @@
  *
  *     shape {\n  dim: 3\n  dim: 4\n}\ndata_type: kFloat\n
  *
- * with at most one line after them, our own comment `# fastckpt: {...}\n`. Whatever deviates in one byte is not an error
- * here: the caller has a tolerant parser, which is the one that accepts and refuses. So this one need only be right when it
- * says yes.
+ * with at most one line after them, our own comment `# fastckpt: {...}\n`. Whatever deviates in one byte is not an
+ * error here: the caller has a tolerant parser, which is the one that accepts and refuses. So this one need only be
+ * right when it says yes.
  */
 #ifndef FC_CANON_H
 #define FC_CANON_H
@@ -26,9 +26,9 @@ struct fc_meta {
 };
 
 /*
- * False: not canonical, nothing in `meta` means anything. True: no number overflowed, and neither does the product of the
- * dims that are not 0, times 16 bytes an element. The text after `comment_at`, up to the final LF, is printable ASCII that
- * begins with "{" and ends with "}"; whether it is JSON is not looked at.
+ * False: not canonical, nothing in `meta` means anything. True: no number overflowed, and neither does the product of
+ * the dims that are not 0, times 16 bytes an element. The text after `comment_at`, up to the final LF, is printable
+ * ASCII that begins with "{" and ends with "}"; whether it is JSON is not looked at.
  */
 bool fc_parse_canon(const char *data, size_t length, struct fc_meta *meta);
 

@@ -1,9 +1,9 @@
 /*
  * How every function of this library says that it failed.
  *
- * A function that can fail returns 0 (or something >= 0) when it did its work and -1 when it did not; then it has filled
- * `struct fc_error`. The struct says which step failed and why; the path is known to the caller, who named it. Keeping
- * errno here, at the moment of failure, means that no clean-up afterwards can overwrite it.
+ * A function that can fail returns 0 (or something >= 0) when it did its work and -1 when it did not; then it has
+ * filled `struct fc_error`. The struct says which step failed and why; the path is known to the caller, who named it.
+ * Keeping errno here, at the moment of failure, means that no clean-up afterwards can overwrite it.
  */
 #ifndef FC_ERROR_H
 #define FC_ERROR_H

@@ -1,6 +1,6 @@
 /*
- * See io.h. Kernel interfaces that older headers lack (openat2, renameat2, sync_file_range's errors on odd file systems) are
- * called by number and have a fallback, so that what is built on an old system works on a new one and the other way round.
+ * See io.h. Kernel interfaces that older headers and C libraries lack (openat2, renameat2) are called by number, so that
+ * what is built on an old system runs as well on a new one; and where the kernel lacks openat2, its steps are taken here.
  */
 #include "io.h"
 
@@ -124,7 +124,7 @@ static int open_beneath(int dirfd, const char *path)
     UNINTERRUPTED(fd, (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how));
     if (fd < 0 && errno == ENOSYS)
         atomic_store_explicit(&no_openat2, true, memory_order_relaxed);
-    /* Some sandboxes say EPERM for calls that they do not know; opening step by step tells whether the file was meant. */
+    /* Some sandboxes say EPERM for a call that they do not know: the steps tell whether the file was meant. */
     if (fd < 0 && (errno == ENOSYS || errno == EPERM))
         return open_by_steps(dirfd, path);
     return fd;
@@ -260,7 +260,7 @@ int fc_rename(int olddir, const char *old, int newdir, const char *new, unsigned
 
 int fc_close_written(int fd, struct fc_error *err)
 {
-    /* On Linux a close that a signal interrupted has closed, and what it did not wait for, fsync or syncfs will report. */
+    /* On Linux a close that was interrupted has closed; what it did not wait for, fsync or syncfs will report. */
     if (close(fd) < 0 && errno != EINTR)
         return fc_fail(err, "close");
     return 0;

@@ -1,6 +1,7 @@
 /*
- * One function per system call, and each of them finishes what it began: it goes on after EINTR, after a short count, and
- * past the 2 GiB that Linux moves in one call. Nothing above this file calls the system for a file (map.c does for memory).
+ * One function per system call, and each of them finishes what it began: it goes on after EINTR, after a short count,
+ * and past the 2 GiB that Linux moves in one call. Nothing above this file calls the system for a file (for
+ * memory, map.c does).
  *
  * Paths are relative to an open folder. A reader never trusts what lies in that folder: see fc_open_file.
  * All functions may block on the disk and none needs the Python GIL.
@@ -19,28 +20,28 @@
 /*
  * Open a regular file of a folder that somebody else may have prepared, for reading, and say its size.
  *
- * No component of `path` may be a symbolic link (ELOOP), and it can not leave the folder by ".." or "/" (EXDEV). A folder gives
- * EISDIR, anything else that is not a regular file (FIFO, socket, device) EINVAL; it never waits for a FIFO's writer.
- * Returns the descriptor; the caller closes it with fc_close_read.
+ * No component of `path` may be a symbolic link (ELOOP), and it can not leave the folder by ".." or "/" (EXDEV). A
+ * folder gives EISDIR, anything else that is not a regular file (FIFO, socket, device) EINVAL; it never waits for a
+ * FIFO's writer. Returns the descriptor; the caller closes it with fc_close_read.
  */
 int fc_open_file(int dirfd, const char *path, off_t *size, struct fc_error *err);
 
-/* Size of a regular file by its name. The last component is not followed; the folders before it are. Errors as above. */
+/* Size of a regular file by its name. A link is followed only before the last component. Errors as above. */
 int fc_stat_file(int dirfd, const char *path, off_t *size, struct fc_error *err);
 
-/* Create a file that must not exist (EEXIST, also for a dangling link), for writing; its mode is 0666 less the umask. */
+/* Create a file that must not exist (EEXIST, also for a dangling link), for writing. Mode: 0666 less the umask. */
 int fc_create_file(int dirfd, const char *path, struct fc_error *err);
 
 /*
- * Ask for `length` bytes of disk without changing the file's size, so that a full disk is noticed before anything is written.
- * Fails only for want of space (ENOSPC, EDQUOT, EFBIG): a file system that cannot do this is none the worse.
+ * Ask for `length` bytes of disk without changing the file's size, so that a full disk is noticed before anything is
+ * written. Fails only for want of space (ENOSPC, EDQUOT, EFBIG): a file system that cannot do this is none the worse.
  */
 int fc_reserve_space(int fd, off_t length, struct fc_error *err);
 
 /* Write all `length` bytes at `offset`. After an error an unknown part of them is in the file. */
 int fc_write_at(int fd, const void *data, size_t length, off_t offset, struct fc_error *err);
 
-/* Read `length` bytes at `offset`, or as many as there are. Returns how many: less than `length` only at the end of the file. */
+/* Read `length` bytes at `offset`. Returns how many there were: less than `length` only at the end of the file. */
 ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_error *err);
 
 /* Size of an open file. */
@@ -49,10 +50,10 @@ int fc_get_size(int fd, off_t *size, struct fc_error *err);
 /* Give back the disk space that fc_reserve_space took beyond `size`, which must be the file's size. */
 int fc_trim_file(int fd, off_t size, struct fc_error *err);
 
-/* Make a file or folder durable. NEVER call it again after an error: the kernel has then already forgotten the lost pages. */
+/* Make a file or folder durable. NEVER again after an error: the kernel has then already forgotten the lost pages. */
 int fc_sync_file(int fd, struct fc_error *err);
 
-/* Make the whole file system of `fd` durable. NEVER call it again after an error, as above. */
+/* Make the whole file system of `fd` durable. NEVER again after an error, as above. */
 int fc_sync_system(int fd, struct fc_error *err);
 
 /* Start to write a file back, and do not wait: a hint, which makes a later sync shorter and nothing durable. */
@@ -64,7 +65,7 @@ int fc_start_writeback(int fd, struct fc_error *err);
  */
 int fc_rename(int olddir, const char *old, int newdir, const char *new, unsigned flags, struct fc_error *err);
 
-/* Close a file that was written. The descriptor is gone whatever this returns; some file systems report a lost write here. */
+/* Close a file that was written. The descriptor is gone in any case; some file systems report a lost write here. */
 int fc_close_written(int fd, struct fc_error *err);
 
 /* Close a file that was only read: nothing can be lost, so there is nothing to report. errno is kept. */

@@ -22,7 +22,7 @@ static int map_file(int dirfd, struct fc_map_job *job, struct fc_error *err)
         goto out;
     }
     if (job->size > 0) {
-        /* NORESERVE: else a blob larger than memory and swap could not be mapped, though only what is written to needs any. */
+        /* NORESERVE: only what is written to needs memory; without it a blob larger than memory could not be mapped. */
         void *address = mmap(NULL, (size_t)job->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
         if (address == MAP_FAILED) {
             fc_fail(err, "map");

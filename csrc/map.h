@@ -1,9 +1,10 @@
 /*
  * Blobs as memory: private, writable maps of whole files.
  *
- * The pages come from the page cache and are copied when written to, so that a loaded tensor can be changed in place and
- * the file never is. A map needs no descriptor, and lives on when the file is unlinked or replaced by another of its name;
- * but a file that somebody truncates in place takes the pages with it (SIGBUS): snapshots are never changed in place.
+ * The pages come from the page cache and are copied when written to, so that a loaded tensor can be changed in place
+ * and the file never is. A map needs no descriptor, and lives on when the file is unlinked or replaced by another of
+ * its name; but a file that somebody truncates in place takes the pages with it (SIGBUS): snapshots are never changed
+ * in place.
  */
 #ifndef FC_MAP_H
 #define FC_MAP_H
@@ -22,10 +23,10 @@ struct fc_map_job {
 };
 
 /*
- * Map `count` files, whole, opened by fc_open_file's rules. `advice`: an MADV_* for each map, 0 for none; advice that the
- * kernel does not know is passed over. The caller unmaps each with fc_unmap(address, size).
- * On error nothing stays mapped, `*failed` is the index of the file that failed, and the code is an errno (ENOMEM: perhaps
- * too many maps, see /proc/sys/vm/max_map_count) or FC_SIZE_CHANGED.
+ * Map `count` files, whole, opened by fc_open_file's rules. `advice`: an MADV_* for each map, 0 for none; advice that
+ * the kernel does not know is passed over. The caller unmaps each with fc_unmap(address, size). On error nothing stays
+ * mapped, `*failed` is the index of the file that failed, and the code is an errno (ENOMEM: perhaps too many maps, see
+ * /proc/sys/vm/max_map_count) or FC_SIZE_CHANGED.
  */
 int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err);
 

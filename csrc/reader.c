@@ -1,6 +1,7 @@
 /*
- * See reader.h. A folder costs five system calls warm (open, fstat, read, close, fstatat) and they are nearly all the time it
- * takes; so the loop over the folders is here and not in Python, where each call would take and give up the GIL.
+ * See reader.h. A folder costs five system calls warm (open, fstat, read, close, fstatat) and they are nearly all the
+ * time it takes; so the loop over the folders is here and not in Python, where each call would take and give up the
+ * GIL.
  */
 #include "reader.h"
 
@@ -22,7 +23,7 @@ static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
     return true;
 }
 
-/* The first bytes of a meta into `room`. Returns how many, or -errno; `full`: there was no room, and nothing was read. */
+/* The first bytes of a meta into `room`. Returns how many, or -errno; `full`: no room for them, and nothing was read. */
 static int64_t read_meta(int dirfd, const char *path, char *room, size_t length, bool *full)
 {
     struct fc_error err;
@@ -40,14 +41,14 @@ static int64_t read_meta(int dirfd, const char *path, char *room, size_t length,
     return count < 0 ? -err.code : count;
 }
 
-static int64_t get_out_size(int dirfd, const char *path, bool by_link)
+static int64_t get_out_size(int dirfd, const char *path, bool safe_folder)
 {
     struct fc_error err;
     off_t size;
     int fd;
-    if (!by_link)
+    if (safe_folder)
         return fc_stat_file(dirfd, path, &size, &err) < 0 ? -err.code : size;
-    /* The folder may be a link to somewhere else; opening refuses that, where a stat would follow it. */
+    /* The folder may be a link to somewhere else: opening refuses that, where a stat would follow it. */
     fd = fc_open_file(dirfd, path, &size, &err);
     if (fd < 0)
         return -err.code;
@@ -68,7 +69,7 @@ static bool scan_folder(int dirfd, struct fc_folder *folder, char *room, size_t 
     if (full)
         return false;
     (void)join_path(path, folder->name, "out");
-    folder->out_size = get_out_size(dirfd, path, folder->meta_size == -ELOOP);
+    folder->out_size = get_out_size(dirfd, path, folder->meta_size >= 0);
     return true;
 }
 
@@ -101,6 +102,9 @@ int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t l
     if (count < 0)
         goto out;
     if ((size_t)count < length) {
+        /* The file may have become shorter only now. */
+        if (*found - offset >= (off_t)length)
+            *found = offset + count;
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }

@@ -1,8 +1,8 @@
 /*
  * Two ways of reading files of a snapshot that nobody has checked yet: the metas of many folders, and part of one blob.
  *
- * Both open by fc_open_file's rules, so that nothing in the snapshot can make them wait, or look at a file outside it. The
- * caller owns all memory that they fill.
+ * Both open by fc_open_file's rules, so that nothing in the snapshot can make them wait, or look at a file outside it.
+ * The caller owns all memory that they fill.
  */
 #ifndef FC_READER_H
 #define FC_READER_H
@@ -18,15 +18,15 @@
 /* One folder of a snapshot, before (`name`) and after (the rest) it was looked at. */
 struct fc_folder {
     const char *name;
-    const char *meta; /* its bytes, in the room that was given; not terminated */
+    const char *meta;  /* its bytes, in the room that was given; not terminated */
     int64_t meta_size; /* how many, at most FC_META_MAX; or -errno, and then there are none */
     int64_t out_size;  /* size of the blob in bytes, or -errno */
 };
 
 /*
- * Read the metas and ask for the sizes of the blobs of `count` folders, in order. What one folder refuses is noted there and
- * stops nobody else. Stops early when `room`, of `length` >= FC_META_MAX bytes, is full.
- * Returns how many folders it has done, at least one (0 only when `count` is 0): call it again for the others.
+ * Read the metas and ask for the sizes of the blobs of `count` folders, in order. What one folder refuses is noted
+ * there and stops nobody else. Stops early when `room`, of `length` >= FC_META_MAX bytes, is full. Returns how many
+ * folders it has done, at least one (0 only when `count` is 0): call it again for the others.
  */
 size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, char *room, size_t length);
 

@@ -1,6 +1,7 @@
 /*
  * See writer.h. Buffered writes with a preallocated file are as fast as the page cache is, from any thread, since every
- * blob is a file (and an inode lock) of its own. Writing through a map was tried by others: slow, and SIGBUS on a full disk.
+ * blob is a file (and an inode lock) of its own. Writing through a map was tried by others: slow, and SIGBUS on a full
+ * disk.
  */
 #include "writer.h"
 

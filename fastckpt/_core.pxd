@@ -1,5 +1,6 @@
 """What csrc/ offers (the contract of each function is in its header), and the class that owns a map."""
 
+cimport cython
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t
 from posix.types cimport off_t
@@ -69,6 +70,7 @@ cdef extern from "canon.h" nogil:
     bint fc_parse_canon(const char *data, size_t length, fc_meta *meta)
 
 
+@cython.final
 cdef class Mapping:
     cdef void *address
     cdef size_t size

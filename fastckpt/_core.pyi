@@ -1,9 +1,9 @@
 """Types of the one door between Python and C; what each function does is in its docstring."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, TypeAlias, final, type_check_only
 
-from typing_extensions import Buffer, disjoint_base
+from typing_extensions import Buffer
 
 RENAME_NOREPLACE: Final[int]
 RENAME_EXCHANGE: Final[int]
@@ -15,25 +15,35 @@ MADV_HUGEPAGE: Final[int]
 MADV_POPULATE_READ: Final[int]
 MADV_POPULATE_WRITE: Final[int]
 
+@type_check_only
+class _Array(Protocol):
+    """What numpy's arrays have: their stubs call them buffers from Python 3.12 on only, though they always were."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+_Buffer: TypeAlias = Buffer | _Array
+
 class SizeChanged(ValueError):
     index: int
     found: int
 
-@final
-class Mapping:
-    def __len__(self) -> int: ...
+@type_check_only
+class _Exporter:
+    """The buffer protocol, which has a Python name from Python 3.12 on only."""
+
     def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Mapping(_Exporter):
+    def __len__(self) -> int: ...
     def advise(self, advice: int, offset: int = 0, length: int | None = None) -> None: ...
 
 def parse_meta(data: bytes) -> tuple[tuple[int, ...], int, int, int, int] | None: ...
-def write(
-    dirfd: int, path: str | bytes, pieces: Iterable[Buffer], sync: bool = True, size_hint: int = 0
-) -> int: ...
+def write(dirfd: int, path: str | bytes, pieces: Iterable[_Buffer], sync: bool = True, size_hint: int = 0) -> int: ...
 def sync_dir(fd: int, path: str | bytes | None = None) -> None: ...
 def syncfs(fd: int, path: str | bytes | None = None) -> None: ...
 def renameat2(olddirfd: int, old: str | bytes, newdirfd: int, new: str | bytes, flags: int) -> None: ...
 def scan(dirfd: int, folders: Sequence[str | bytes]) -> list[tuple[bytes | int, int]]: ...
-def map_files(
-    dirfd: int, paths: Sequence[str | bytes], sizes: Sequence[int], *, advice: int = 0
-) -> list[Mapping]: ...
-def read_into(dirfd: int, path: str | bytes, offset: int, buffer: Buffer, *, size: int = -1) -> None: ...
+def map_files(dirfd: int, paths: Sequence[str | bytes], sizes: Sequence[int], *, advice: int = 0) -> list[Mapping]: ...
+def read_into(dirfd: int, path: str | bytes, offset: int, buffer: _Buffer, *, size: int = -1) -> None: ...

@@ -1,4 +1,4 @@
-# cython: language_level=3, binding=True, freethreading_compatible=True, auto_pickle=False
+# cython: language_level=3, binding=True, freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The one door between Python and C.
 
 Every function here does the same three things: it turns what Python gave it into C arrays, makes one call without the
@@ -6,13 +6,15 @@ GIL, and raises what went wrong. The C code knows paths relative to an open fold
 and trees are Python's. A refusal of the system is an ``OSError`` with errno and path.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_IsContiguous, PyBuffer_Release
 from cpython.buffer cimport PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t
 from posix.types cimport off_t
 
 import os
@@ -36,9 +38,6 @@ cdef extern from *:
     int _HUGEPAGE "MADV_HUGEPAGE"
     int _POPULATE_READ "MADV_POPULATE_READ"
     int _POPULATE_WRITE "MADV_POPULATE_WRITE"
-
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
 
 cdef extern from "Python.h":
     int PyUnicode_FSConverter(object path, void *result) except 0
@@ -77,11 +76,11 @@ cdef int _fail(const fc_error *err, object path, object other=None) except -1:
     raise OSError(err.code, f"{err.op.decode()}: {os.strerror(err.code)}", path, None, other)
 
 
-cdef int _fail_reading(const fc_error *err, object path, size_t index, off_t wanted, off_t found) except -1:
+cdef int _fail_reading(const fc_error *err, object path, size_t index, object wanted, off_t found) except -1:
     """`_fail`, for functions that know which size the file should have."""
     if err.code != FC_SIZE_CHANGED:
         _fail(err, path)
-    error = SizeChanged(f"{os.fsdecode(path)}: wanted a file of {wanted} bytes, found one of {found}")
+    error = SizeChanged(f"{os.fsdecode(path)!r}: wanted {wanted} bytes, found {found}")
     error.index = index
     error.found = found
     raise error
@@ -96,13 +95,15 @@ cdef bytes _encode(object path):
     return encoded
 
 
+@cython.final
+@cython.internal
 cdef class _Room:
     """Memory for C, freed with its owner."""
 
     cdef void *data
 
     def __cinit__(self, size_t count, size_t size):
-        self.data = PyMem_Calloc(count, size)
+        self.data = PyMem_Malloc(count * size)
         if self.data == NULL:
             raise MemoryError
 
@@ -121,10 +122,10 @@ def parse_meta(bytes data not None):
     Returns
     -------
     tuple or None
-        ``(dims, enum number, place, count, comment_at)``; place and count are -1 where the comment line does not say
-        them and nothing else, and ``comment_at`` is the offset of the comment's JSON where it says something else, or -1.
+        ``(dims, enum number, place, count, comment_at)``. Place and count are -1 unless the comment line says them
+        and nothing else; ``comment_at`` is the offset of the comment's JSON where it says anything else, or -1.
         None when the bytes are not exactly what every protobuf writes: that is for the tolerant parser to judge.
-        Where this is not None, ``product of the dims that are not 0, times 16`` is below 2**63.
+        Where this is not None, the product of all dims that are not 0, times 16 bytes, is below 2**63.
     """
     cdef fc_meta meta
     cdef int i
@@ -189,10 +190,12 @@ def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0):
     try:
         for piece in source:
             _append(&writer, piece, path)
+    except BaseException:
         with nogil:
-            rc = fc_finish_writer(&writer, sync, &err)
-    finally:
-        fc_abandon_writer(&writer)
+            fc_abandon_writer(&writer)
+        raise
+    with nogil:
+        rc = fc_finish_writer(&writer, sync, &err)
     if rc < 0:
         _fail(&err, path)
     return writer.size
@@ -296,15 +299,13 @@ def scan(int dirfd, folders):
     return found
 
 
+@cython.final
 cdef class Mapping:
     """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
 
-    Whoever uses the memory holds this object; when nobody does, it is unmapped. It outlives the file's name. Changes stay
-    in memory. Made by `map_files` only.
+    Whoever uses the memory holds this object; when nobody does, it is unmapped. It outlives the file's name, and what
+    is changed in it stays in memory. `map_files` makes these; one that was made otherwise is empty.
     """
-
-    def __init__(self):
-        raise TypeError("Mapping objects are made by map_files")
 
     def __dealloc__(self):
         fc_unmap(self.address, self.size)
@@ -382,7 +383,7 @@ def map_files(int dirfd, paths, sizes, *, int advice=0):
     cdef int rc
     if <size_t>len(wanted) != count:
         raise ValueError(f"{count} paths but {len(wanted)} sizes")
-    # The owners are made before there is anything to own: from the first map on, nothing can fail but mapping.
+    # The owners are made before there is anything to own: after the first map nothing but mapping can fail.
     cdef list mappings = [Mapping.__new__(Mapping) for _ in names]
     for i in range(count):
         jobs[i].path = PyBytes_AS_STRING(names[i])
@@ -426,9 +427,9 @@ def read_into(int dirfd, path, off_t offset, buffer, *, off_t size=-1):
     if offset < 0:
         raise ValueError(f"offset {offset} is negative")
     _take_buffer(buffer, &view, PyBUF_WRITABLE)
-    cdef off_t wanted = size if size >= 0 else offset + view.len
+    cdef Py_ssize_t length = view.len
     with nogil:
-        rc = fc_read_part(dirfd, name, offset, view.buf, <size_t>view.len, size, &found, &err)
+        rc = fc_read_part(dirfd, name, offset, view.buf, <size_t>length, size, &found, &err)
     PyBuffer_Release(&view)
     if rc < 0:
-        _fail_reading(&err, path, 0, wanted, found)
+        _fail_reading(&err, path, 0, size if size >= 0 else <object>offset + length, found)
