@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +16,18 @@ DONE = "snapshot_done"
 PICKLE = "pickled_data"
 NAME_LIMIT = 255  # bytes in one name, on every file system we know
 
-_RESERVED = frozenset({DONE, PICKLE, "model.mlir", "one_embedding_options.json"})
+_RESERVED = frozenset({"", ".", "..", DONE, PICKLE, "model.mlir", "one_embedding_options.json"})
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
 _LONG_PREFIX = 180
+
+# "/", controls, lone surrogates, and what is or may be taken for our "%".
+_UNSAFE = re.compile(r"[/%\uFE6A\uFF05\x00-\x1F\x7F-\x9F\uD800-\uDFFF]")
+
+# Unicode's Default_Ignorable_Code_Point: a Linux folder that ignores case (ext4, f2fs) ignores these too.
+_IGNORED = re.compile(
+    r"[\u00AD\u034F\u061C\u115F\u1160\u17B4\u17B5\u180B-\u180F\u200B-\u200F\u202A-\u202E\u2060-\u206F\u3164"
+    r"\uFE00-\uFE0F\uFEFF\uFFA0\uFFF0-\uFFF8\U0001BCA0-\U0001BCA3\U0001D173-\U0001D17A\U000E0000-\U000E0FFF]"
+)
 
 
 def folders_for(keys: Sequence[str]) -> list[str]:
@@ -36,40 +46,40 @@ def folders_for(keys: Sequence[str]) -> list[str]:
     list of str
         One folder name a key, in the same order, each at most 255 bytes of UTF-8.
     """
-    twins = Counter(_fold(key) for key in keys)
-    return [_shorten(key, _encode_all(key) if twins[_fold(key)] > 1 else _encode_unsafe(key)) for key in keys]
+    folds = [_fold(key) for key in keys]
+    count = Counter(folds)
+    return [
+        _shorten(key, _encode_all(key) if count[fold] > 1 else _encode_unsafe(key, fold))
+        for key, fold in zip(keys, folds, strict=True)
+    ]
 
 
 def _fold(key: str) -> str:
     """Two keys with the same fold may meet in one folder on some file system."""
-    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", key).casefold())
+    if key.isascii():
+        return key.lower()
+    seen = unicodedata.normalize("NFKD", _IGNORED.sub("", key))
+    return unicodedata.normalize("NFKD", seen.casefold())
 
 
-def _encode_unsafe(key: str) -> str:
-    if key == "":
-        return "%"
-    if key.casefold() in _RESERVED:
-        return _escape(key[0]) + _encode_unsafe(key[1:])
-    if key in (".", ".."):
-        return _escape(key)
-    if key.isascii() and key.isprintable() and "/" not in key and "%" not in key:
-        return key
-    return "".join(char if _is_safe(char) else _escape(char) for char in key)
-
-
-def _is_safe(char: str) -> bool:
-    return char not in "/%" and unicodedata.category(char) not in ("Cc", "Cs")
+def _encode_unsafe(key: str, fold: str) -> str:
+    if fold in _RESERVED:
+        return _escape(key[:1]) + _UNSAFE.sub(_escape_match, key[1:])
+    return _UNSAFE.sub(_escape_match, key)
 
 
 def _encode_all(key: str) -> str:
     encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in _bytes(key))
-    if encoded in (".", "..") or encoded in _RESERVED:
-        return _escape(encoded[0]) + encoded[1:]
-    return encoded
+    return _escape(encoded[:1]) + encoded[1:] if encoded in _RESERVED else encoded
+
+
+def _escape_match(match: re.Match[str]) -> str:
+    return _escape(match[0])
 
 
 def _escape(text: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in _bytes(text))
+    """Percent-encode; of nothing it is "%" alone, which nothing else is encoded as."""
+    return "".join(f"%{byte:02X}" for byte in _bytes(text)) or "%"
 
 
 def _bytes(text: str) -> bytes:
