@@ -102,7 +102,7 @@ def parse_text(data: bytes, where: str) -> Meta:
     if len(data) > LIMIT:
         raise FormatError(f"{where}: wanted at most {LIMIT} bytes, found {len(data)}; it is damaged or no meta")
     dims, dtype, note = metatext.read(data, where)
-    return _noted(dims, dtype, note or "{}", where)
+    return _noted(dims, dtype, "{}" if note is None else note, where)
 
 
 def format_meta(meta: Meta) -> bytes:
