@@ -1,0 +1,626 @@
+"""The door to C: what it writes, renames, scans, maps and reads; what it refuses, without waiting or leaking."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastckpt import _core
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An open folder, as every function of the core wants one."""
+
+    path: Path
+    fd: int
+
+    def tensor(self, name: str, meta: bytes = b"", out: bytes = b"") -> str:
+        (self.path / name).mkdir()
+        (self.path / name / "meta").write_bytes(meta)
+        (self.path / name / "out").write_bytes(out)
+        return name
+
+    def file(self, name: str, content: bytes) -> str:
+        (self.path / name).write_bytes(content)
+        return name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield Folder(tmp_path, fd)
+    os.close(fd)
+
+
+def promptly(function: Callable[[], Any]) -> Any:
+    """What `function` gives or raises, unless it hangs."""
+    told: list[Any] = []
+
+    def run() -> None:
+        try:
+            told.append((function(), None))
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            told.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert told, "it waits for something"
+    result, error = told[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def maps_of(path: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(f" {path}")
+
+
+# --- write
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [],
+        [b""],
+        [b"abc"],
+        [b"", b"a", bytearray(b"bc"), b"", memoryview(b"xdx")[1:2]],
+        [np.arange(12, dtype="<f8").reshape(3, 4), np.float32(1.5), np.array(7), np.zeros((3, 0))],
+        [os.urandom(3 << 20), b"tail"],
+    ],
+    ids=["nothing", "empty", "one", "several", "arrays", "large"],
+)
+def test_write_joins_its_pieces(folder: Folder, pieces: list[Any], sync: bool) -> None:
+    expected = b"".join(memoryview(piece).tobytes() for piece in pieces)
+    assert _core.write(folder.fd, "out", pieces, sync) == len(expected)
+    assert (folder.path / "out").read_bytes() == expected
+
+
+def test_write_asks_for_a_piece_when_the_one_before_is_written(folder: Folder) -> None:
+    def pieces() -> Iterator[bytes]:
+        for count in range(5):
+            assert (folder.path / "out").stat().st_size == 3 * count
+            yield b"abc"
+
+    assert _core.write(folder.fd, "out", pieces()) == 15
+
+
+def test_write_leaves_what_is_there(folder: Folder) -> None:
+    folder.file("file", b"old")
+    (folder.path / "dangling").symlink_to("nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(FileExistsError) as caught:
+            _core.write(folder.fd, name, [b"new"])
+        assert caught.value.filename == name
+    assert (folder.path / "file").read_bytes() == b"old"
+    assert not (folder.path / "nowhere").exists()
+
+
+def test_write_obeys_the_umask(folder: Folder) -> None:
+    old = os.umask(0o027)
+    try:
+        _core.write(folder.fd, "out", [b"x"])
+    finally:
+        os.umask(old)
+    assert (folder.path / "out").stat().st_mode & 0o777 == 0o640
+
+
+def test_write_gives_back_what_it_reserved_in_vain(folder: Folder) -> None:
+    assert _core.write(folder.fd, "out", [b"abc"], size_hint=8 << 20) == 3
+    found = (folder.path / "out").stat()
+    assert found.st_size == 3
+    assert found.st_blocks * 512 < 1 << 20
+
+
+def test_write_notices_a_full_disk_before_it_writes(folder: Folder) -> None:
+    pieces = iter([b"abc"])
+    with pytest.raises(OSError, match="allocate: ") as caught:
+        _core.write(folder.fd, "out", pieces, size_hint=1 << 60)
+    assert caught.value.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    assert caught.value.filename == "out"
+    assert list(pieces) == [b"abc"]
+
+
+def test_write_stops_where_the_system_stops_it(folder: Folder) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="write: ") as caught:
+            _core.write(folder.fd, "out", [bytes(3 << 19), bytes(3 << 19)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, "out")
+    assert (folder.path / "out").stat().st_size == 1 << 20
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [memoryview(b"abcdef")[::2], np.zeros((3, 4)).T, np.zeros(6)[::2]],
+    ids=["memoryview", "transposed", "strided"],
+)
+def test_memory_with_gaps_is_refused(folder: Folder, piece: Any) -> None:
+    with pytest.raises(BufferError, match="not C-contiguous"):
+        _core.write(folder.fd, "out", [b"begin", piece])
+    with pytest.raises(BufferError):
+        _core.read_into(folder.fd, "out", 0, piece)
+
+
+@pytest.mark.parametrize("error", [KeyError("key"), KeyboardInterrupt()])
+def test_write_passes_on_what_its_pieces_raise(folder: Folder, error: BaseException) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"begin"
+        raise error
+
+    before = open_files()
+    with pytest.raises(type(error)):
+        _core.write(folder.fd, "out", pieces())
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("pieces", [b"abc", ["text"], [None], 3])
+def test_write_wants_buffers(folder: Folder, pieces: Any) -> None:
+    with pytest.raises(TypeError):
+        _core.write(folder.fd, "out", pieces)
+
+
+def test_names_are_those_of_os(folder: Folder) -> None:
+    for name in ("ü", b"\xff", os.fsdecode(b"\xfe"), "a\nb"):
+        _core.write(folder.fd, name, [b"x"])
+        assert os.fsencode(name) in os.listdir(os.fsencode(folder.path))
+    with pytest.raises(ValueError, match="null"):
+        _core.write(folder.fd, "a\0b", [b"x"])
+    with pytest.raises(TypeError):
+        _core.write(folder.fd, 3, [b"x"])  # type: ignore[arg-type]
+
+
+# --- rename, sync
+
+
+def test_exchange_swaps_two_folders(folder: Folder) -> None:
+    folder.tensor("old", out=b"old")
+    folder.tensor("new", out=b"new")
+    _core.renameat2(folder.fd, "new", folder.fd, b"old", _core.RENAME_EXCHANGE)
+    assert (folder.path / "old" / "out").read_bytes() == b"new"
+    assert (folder.path / "new" / "out").read_bytes() == b"old"
+
+
+def test_noreplace_needs_a_free_name(folder: Folder) -> None:
+    folder.file("a", b"a")
+    folder.file("b", b"b")
+    with pytest.raises(FileExistsError) as caught:
+        _core.renameat2(folder.fd, "a", folder.fd, "b", _core.RENAME_NOREPLACE)
+    assert (caught.value.filename, caught.value.filename2) == ("a", "b")
+    _core.renameat2(folder.fd, "a", folder.fd, "c", _core.RENAME_NOREPLACE)
+    _core.renameat2(folder.fd, "c", folder.fd, "b", 0)
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == {"b": b"a"}
+
+
+@pytest.mark.parametrize("sync", [_core.sync_dir, _core.syncfs])
+def test_sync(folder: Folder, sync: Callable[..., None]) -> None:
+    sync(folder.fd)
+    with pytest.raises(OSError, match="sync") as caught:
+        sync(-1, "model")
+    assert (caught.value.errno, caught.value.filename) == (errno.EBADF, "model")
+
+
+# --- scan
+
+
+def test_scan_reads_in_order(folder: Folder) -> None:
+    names = [folder.tensor(f"t{i}", b"meta %d" % i, bytes(i)) for i in range(20)]
+    expected = [(b"meta %d" % i, i) for i in range(20)]
+    assert _core.scan(folder.fd, names) == expected
+    assert _core.scan(folder.fd, [os.fsencode(name) for name in reversed(names)]) == expected[::-1]
+    assert _core.scan(folder.fd, []) == []
+
+
+def test_scan_reads_one_byte_more_than_a_meta_may_have(folder: Folder) -> None:
+    metas = [bytes([i]) * size for i, size in enumerate((60_000, 60_000, 65_536, 65_537, 70_000, 3, 60_000))]
+    names = [folder.tensor(f"t{i}", meta) for i, meta in enumerate(metas)]
+    assert [meta for meta, _ in _core.scan(folder.fd, names)] == [meta[:65_537] for meta in metas]
+
+
+def make_odd(path: Path, kind: str) -> None:
+    """Put something at `path` that is no regular file of the snapshot."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("/etc/hostname")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            old = os.getcwd()
+            os.chdir(path.parent)  # a socket's name has a hundred bytes
+            listener.bind(path.name)
+            os.chdir(old)
+
+
+ODD = {"absent": errno.ENOENT, "fifo": errno.EINVAL, "folder": errno.EISDIR, "link": errno.ELOOP, "socket": errno.ENXIO}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_scan_notes_what_is_no_file(folder: Folder, kind: str) -> None:
+    odd_meta, odd_out, good = (folder.tensor(name, b"meta", b"out") for name in ("odd_meta", "odd_out", "good"))
+    for name, file in ((odd_meta, "meta"), (odd_out, "out")):
+        (folder.path / name / file).unlink()
+        make_odd(folder.path / name / file, kind)
+    code = -ODD[kind]
+    by_name = -errno.EINVAL if kind == "socket" else code  # asked for its size only, a socket is not opened
+    expected = [(code, 3), (b"meta", by_name), (b"meta", 3)]
+    assert promptly(lambda: _core.scan(folder.fd, [odd_meta, odd_out, good])) == expected
+
+
+def test_scan_stays_in_its_folder(folder: Folder) -> None:
+    folder.tensor("outside", b"meta", b"out")
+    (folder.path / "inside").mkdir()
+    (folder.path / "inside" / "link").symlink_to("../outside")
+    (folder.path / "inside" / "absolute").symlink_to(folder.path / "outside")
+    names = ["link", "absolute", "../outside", str(folder.path / "outside"), "x" * 300, "y/" * 2100]
+    codes = [-errno.ELOOP] * 2 + [-errno.EXDEV] * 2 + [-errno.ENAMETOOLONG] * 2
+    inside = os.open(folder.path / "inside", os.O_RDONLY)
+    try:
+        assert _core.scan(inside, names) == [(code, code) for code in codes]
+    finally:
+        os.close(inside)
+
+
+# --- map_files
+
+
+def test_map_is_private_and_writable(folder: Folder) -> None:
+    folder.file("out", b"abcdef")
+    first, second = _core.map_files(folder.fd, ["out", b"out"], [6, 6])
+    memoryview(first)[0:3] = b"XYZ"
+    assert (bytes(first), bytes(second), len(first)) == (b"XYZdef", b"abcdef", 6)
+    assert (folder.path / "out").read_bytes() == b"abcdef"
+
+
+def test_map_is_a_buffer_of_bytes(folder: Folder) -> None:
+    folder.file("out", np.arange(4, dtype="<f4").tobytes())
+    (mapping,) = _core.map_files(folder.fd, ["out"], [16])
+    view = memoryview(mapping)
+    assert (view.format, view.itemsize, view.shape, view.readonly) == ("B", 1, (16,), False)
+    assert np.frombuffer(memoryview(mapping), "<f4").tolist() == [0, 1, 2, 3]
+    assert np.frombuffer(memoryview(mapping), "<f4").flags.writeable
+
+
+def test_map_outlives_the_name(folder: Folder) -> None:
+    for name in ("unlinked", "replaced", "exchanged"):
+        folder.tensor(name, out=name.encode())
+    names = [f"{name}/out" for name in ("unlinked", "replaced", "exchanged")]
+    maps = _core.map_files(folder.fd, names, [8, 8, 9])
+    (folder.path / "unlinked" / "out").unlink()
+    os.rename(folder.file("other", b"........"), folder.path / "replaced" / "out", src_dir_fd=folder.fd)
+    folder.tensor("new", out=b".........")
+    _core.renameat2(folder.fd, "new", folder.fd, "exchanged", _core.RENAME_EXCHANGE)
+    assert [bytes(mapping) for mapping in maps] == [b"unlinked", b"replaced", b"exchanged"]
+
+
+def test_map_lives_as_long_as_its_memory_is_used(folder: Folder) -> None:
+    path = folder.path / folder.file("out", b"abcdef")
+    (mapping,) = _core.map_files(folder.fd, ["out"], [6])
+    gone = weakref.ref(mapping)
+    array = np.frombuffer(memoryview(mapping), "u1")
+    del mapping
+    assert bytes(array) == b"abcdef"
+    assert maps_of(path) == 1
+    del array
+    assert gone() is None
+    assert maps_of(path) == 0
+
+
+def test_empty_file_is_an_empty_map(folder: Folder) -> None:
+    path = folder.path / folder.file("out", b"")
+    (mapping,) = _core.map_files(folder.fd, ["out"], [0], advice=_core.MADV_WILLNEED)
+    assert (len(mapping), bytes(mapping), maps_of(path)) == (0, b"", 0)
+    assert memoryview(mapping).shape == (0,)
+    mapping.advise(_core.MADV_POPULATE_READ)
+
+
+def test_map_wants_the_size_that_was_checked(folder: Folder) -> None:
+    names = [folder.tensor(f"t{i}", out=bytes(4096)) for i in range(3)]
+    sizes = [size for _, size in _core.scan(folder.fd, names)]
+    paths = [f"{name}/out" for name in names]
+    for found in (4095, 4097, 0):
+        os.truncate(folder.path / paths[2], found)
+        with pytest.raises(_core.SizeChanged, match=f"'t2/out': wanted 4096 bytes, found {found}") as caught:
+            _core.map_files(folder.fd, paths, sizes)
+        assert (caught.value.index, caught.value.found) == (2, found)
+        assert maps_of(folder.path) == 0
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_map_and_read_refuse_what_is_no_file(folder: Folder, kind: str) -> None:
+    make_odd(folder.path / "odd", kind)
+    folder.file("good", b"abc")
+    for call in (
+        lambda: _core.map_files(folder.fd, ["good", "odd"], [3, 3]),
+        lambda: _core.read_into(folder.fd, "odd", 0, bytearray(3)),
+    ):
+        with pytest.raises(OSError, match=r": [A-Z]") as caught:
+            promptly(call)
+        assert (caught.value.errno, caught.value.filename) == (ODD[kind], "odd")
+    assert maps_of(folder.path) == 0
+
+
+def test_devices_are_refused() -> None:
+    dev = os.open("/dev", os.O_RDONLY)
+    try:
+        for name in ("null", "zero"):
+            with pytest.raises(OSError, match="not a regular file") as caught:
+                _core.map_files(dev, [name], [0])
+            assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, name)
+    finally:
+        os.close(dev)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("../out", errno.EXDEV),
+        ("a/../../out", errno.EXDEV),
+        ("a/..", errno.EXDEV),
+        ("/etc/hostname", errno.EXDEV),
+        ("", errno.ENOENT),
+        ("link/out", errno.ELOOP),
+        ("a/link/out", errno.ELOOP),
+        ("a/out/x", errno.ENOTDIR),
+        ("a/none/out", errno.ENOENT),
+        ("x" * 300 + "/out", errno.ENAMETOOLONG),
+        ("a/" + "x" * 300, errno.ENAMETOOLONG),
+        ("a//./..out", errno.ENOENT),
+    ],
+)
+def test_no_path_leads_out(folder: Folder, path: str, code: int) -> None:
+    folder.tensor("a", out=b"abc")
+    (folder.path / "link").symlink_to("a")
+    (folder.path / "a" / "link").symlink_to(".")
+    with pytest.raises(OSError, match="open: ") as caught:
+        _core.read_into(folder.fd, path, 0, bytearray(3))
+    assert (caught.value.errno, caught.value.filename) == (code, path)
+
+
+def test_odd_spellings_of_a_path(folder: Folder) -> None:
+    folder.tensor("a", out=b"abc")
+    for path in ("a/out", "a//out", "./a/./out", "a/./out"):
+        assert bytes(_core.map_files(folder.fd, [path], [3])[0]) == b"abc"
+    folder.tensor("..b", out=b"abc")
+    assert bytes(_core.map_files(folder.fd, ["..b/out"], [3])[0]) == b"abc"
+
+
+def test_maps_that_do_not_fit_are_all_undone(folder: Folder) -> None:
+    path = folder.path / folder.file("out", b"")
+    try:
+        os.truncate(path, 8 << 40)
+    except OSError:
+        pytest.skip("no file system for large files")
+    with pytest.raises(OSError, match="map: ") as caught:
+        _core.map_files(folder.fd, ["out"] * 100, [8 << 40] * 100)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOMEM, "out")
+    assert maps_of(path) == 0
+
+
+def test_map_needs_a_size_for_each_path(folder: Folder) -> None:
+    with pytest.raises(ValueError, match="1 paths but 2 sizes"):
+        _core.map_files(folder.fd, ["out"], [1, 2])
+    assert _core.map_files(folder.fd, [], []) == []
+    with pytest.raises(OverflowError):
+        _core.map_files(folder.fd, ["out"], [1 << 64])
+
+
+def test_advice(folder: Folder) -> None:
+    folder.file("out", bytes(10_000))
+    (mapping,) = _core.map_files(folder.fd, ["out"], [10_000], advice=_core.MADV_RANDOM)
+    for place in ({}, {"offset": 5000}, {"offset": 5000, "length": 3}, {"offset": 10_000}, {"length": 0}):
+        mapping.advise(_core.MADV_WILLNEED, **place)
+    for place in (
+        {"offset": -1},
+        {"offset": 10_001},
+        {"length": 10_001},
+        {"offset": 5000, "length": 5001},
+        {"length": -1},
+    ):
+        with pytest.raises(ValueError, match="are not within a map of 10000 bytes"):
+            mapping.advise(_core.MADV_WILLNEED, **place)
+
+
+def test_advice_that_the_kernel_does_not_know(folder: Folder) -> None:
+    folder.file("out", b"abc")
+    (mapping,) = _core.map_files(folder.fd, ["out"], [3], advice=12_345)
+    with pytest.raises(OSError, match="advise: ") as caught:
+        mapping.advise(12_345)
+    assert caught.value.errno == errno.EINVAL
+
+
+# --- read_into
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5, 4096, 9_999, 10_000])
+def test_read_fills_the_buffer(folder: Folder, offset: int) -> None:
+    content = os.urandom(10_000)
+    folder.file("out", content)
+    for length in {0, 1, 10_000 - offset}:
+        if length > 10_000 - offset:
+            continue
+        for buffer in (bytearray(length), np.zeros((1, length), "u1")):
+            _core.read_into(folder.fd, "out", offset, buffer, size=10_000)
+            assert bytes(buffer) == content[offset : offset + length]
+
+
+def test_read_into_part_of_a_buffer(folder: Folder) -> None:
+    folder.file("out", b"abcdef")
+    arena = bytearray(b"........")
+    _core.read_into(folder.fd, b"out", 2, memoryview(arena)[3:6])
+    assert arena == b"...cde.."
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "size"), [(0, 7, -1), (6, 1, -1), (99, 1, -1), (0, 3, 5), (0, 3, 7), (0, 0, 0)]
+)
+def test_read_wants_the_file_as_it_was(folder: Folder, offset: int, length: int, size: int) -> None:
+    folder.file("out", b"abcdef")
+    wanted = size if size >= 0 else offset + length
+    with pytest.raises(_core.SizeChanged, match=f"'out': wanted {wanted} bytes, found 6") as caught:
+        _core.read_into(folder.fd, "out", offset, bytearray(length), size=size)
+    assert (caught.value.index, caught.value.found) == (0, 6)
+
+
+def test_read_at_the_end_of_all_numbers(folder: Folder) -> None:
+    folder.file("out", b"abcdef")
+    with pytest.raises((_core.SizeChanged, OSError), match=f"wanted {2**63} bytes|Invalid argument"):
+        _core.read_into(folder.fd, "out", 2**63 - 1, bytearray(1))
+    with pytest.raises(OverflowError):
+        _core.read_into(folder.fd, "out", 2**63, bytearray(1))
+
+
+def test_read_needs_memory_to_write_to(folder: Folder) -> None:
+    folder.file("out", b"abcdef")
+    with pytest.raises(BufferError):
+        _core.read_into(folder.fd, "out", 0, b"abc")
+    with pytest.raises(ValueError, match="offset -1 is negative"):
+        _core.read_into(folder.fd, "out", -1, bytearray(3))
+
+
+def test_read_beyond_2_gib(folder: Folder) -> None:
+    with open(folder.path / "out", "wb") as file:
+        file.truncate(5 * GIB)
+        os.pwrite(file.fileno(), b"far away", 4 * GIB + 12_345)
+    buffer = bytearray(10)
+    _core.read_into(folder.fd, "out", 4 * GIB + 12_344, buffer, size=5 * GIB)
+    assert buffer == b"\0far away\0"
+
+
+@pytest.mark.slow
+def test_more_than_one_call_can_move(folder: Folder) -> None:
+    size = GIB + 4097
+    data = np.zeros(size, "u1")
+    data[GIB - 2 : GIB + 2] = data[-2:] = 7
+    assert _core.write(folder.fd, "out", [data], False, size) == size
+    found = np.empty(size, "u1")
+    _core.read_into(folder.fd, "out", 0, found, size=size)
+    assert np.count_nonzero(found) == np.count_nonzero(found[GIB - 2 : GIB + 2]) + np.count_nonzero(found[-2:]) == 6
+
+
+# --- all of them
+
+
+def failing_calls(folder: Folder) -> list[Callable[[], Any]]:
+    folder.file("good", b"abc")
+    for kind in ODD:
+        make_odd(folder.path / kind, kind)
+    return [
+        lambda: _core.write(folder.fd, "good", [b"x"]),
+        lambda: _core.write(folder.fd, f"new{time.monotonic_ns()}", [b"x", "no buffer"]),  # type: ignore[list-item]
+        lambda: _core.write(-1, "new", [b"x"]),
+        lambda: _core.renameat2(folder.fd, "absent", folder.fd, "b", 0),
+        lambda: _core.sync_dir(-1),
+        lambda: _core.map_files(folder.fd, ["good", "good"], [3, 4]),
+        *(lambda kind=kind: _core.map_files(folder.fd, ["good", kind], [3, 3]) for kind in ODD),
+        *(lambda kind=kind: _core.read_into(folder.fd, kind, 0, bytearray(1)) for kind in ODD),
+        lambda: _core.read_into(folder.fd, "good", 0, bytearray(4)),
+        lambda: _core.read_into(folder.fd, "good", 0, bytearray(1), size=2),
+        lambda: _core.read_into(folder.fd, "good", 0, b"readonly"),
+    ]
+
+
+def test_failing_calls_leak_nothing(folder: Folder) -> None:
+    calls = failing_calls(folder)
+    before = open_files()
+    for _ in range(2_000 // len(calls) + 1):
+        for call in calls:
+            with pytest.raises((OSError, ValueError, TypeError, BufferError)):
+                call()
+        _core.scan(folder.fd, [*ODD, "good", "..", ""])
+    assert open_files() == before
+    assert maps_of(folder.path) == 0
+
+
+def calls_that_take_a_while(folder: Folder) -> dict[str, Callable[[], Any]]:
+    folder.tensor("t", out=b"abc")
+    folder.file("large", bytes(64 << 20))
+    return {
+        "write": lambda: _core.write(folder.fd, "out", [bytes(64 << 20)]),
+        "read_into": lambda: _core.read_into(folder.fd, "large", 0, bytearray(64 << 20)),
+        "scan": lambda: _core.scan(folder.fd, ["t"] * 10_000),
+        "map_files": lambda: _core.map_files(folder.fd, ["t/out"] * 10_000, [3] * 10_000),
+    }
+
+
+@pytest.mark.parametrize("name", ["write", "read_into", "scan", "map_files"])
+def test_other_threads_run_meanwhile(folder: Folder, name: str) -> None:
+    call = calls_that_take_a_while(folder)[name]
+    ticks = [0]
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks[0] += 1
+            time.sleep(0.0001)
+
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # from here on a thread runs only when another one lets it
+    thread = threading.Thread(target=tick)
+    try:
+        thread.start()
+        before = ticks[0]
+        call()
+        assert ticks[0] > before
+    finally:
+        done.set()
+        sys.setswitchinterval(old)
+        thread.join()
+
+
+WITHOUT_CALL = """
+import ctypes, os, struct, sys
+number, code = map(int, sys.argv[1:3])
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | code), (0x06, 0, 0, 0x7FFF0000)]
+steps = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(rules), ctypes.addressof(steps)))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
+    sys.exit(77)
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+OPENAT2 = 437
+
+
+@pytest.mark.skipif("FASTCKPT_WITHOUT_OPENAT2" in os.environ, reason="this is the run without openat2")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM], ids=["old kernel", "sandbox"])
+def test_all_of_this_without_openat2(code: int) -> None:
+    tests = "scan or map or read or path or device or leak"
+    pytest_args = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", tests, __file__]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_CALL, str(OPENAT2), str(code), *pytest_args],
+        env={**os.environ, "FASTCKPT_WITHOUT_OPENAT2": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 77:
+        pytest.skip("no seccomp here")
+    assert done.returncode == 0, done.stdout + done.stderr
