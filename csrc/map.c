@@ -7,28 +7,29 @@
 
 #include "io.h"
 
-static int map_file(int dirfd, struct fc_map_job *job, struct fc_error *err)
+int fc_map_file(int dirfd, const char *path, off_t wanted, off_t *size, void **address, struct fc_error *err)
 {
     int rc = -1;
-    int fd = fc_open_file(dirfd, job->path, &job->found, err);
+    int fd = fc_open_file(dirfd, path, size, err);
+    *address = NULL;
     if (fd < 0)
         return -1;
-    if (job->found != job->size) {
+    if (wanted >= 0 && *size != wanted) {
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }
-    if ((uint64_t)job->size > SIZE_MAX / 2) {
+    if ((uint64_t)*size > SIZE_MAX / 2) {
         fc_fail_with(err, "map", EOVERFLOW);
         goto out;
     }
-    if (job->size > 0) {
+    if (*size > 0) {
         /* NORESERVE: only what is written to needs memory; without it a blob larger than memory could not be mapped. */
-        void *address = mmap(NULL, (size_t)job->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-        if (address == MAP_FAILED) {
+        void *map = mmap(NULL, (size_t)*size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+        if (map == MAP_FAILED) {
             fc_fail(err, "map");
             goto out;
         }
-        job->address = address;
+        *address = map;
     }
     rc = 0;
 out:
@@ -48,8 +49,8 @@ static int advise_map(const struct fc_map_job *job, int advice, struct fc_error 
 int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err)
 {
     for (size_t i = 0; i < count; i++) {
-        jobs[i].address = NULL;
-        if (map_file(dirfd, &jobs[i], err) == 0 && advise_map(&jobs[i], advice, err) == 0)
+        struct fc_map_job *job = &jobs[i];
+        if (fc_map_file(dirfd, job->path, job->size, &job->found, &job->address, err) == 0 && advise_map(job, advice, err) == 0)
             continue;
         *failed = i;
         for (size_t j = 0; j <= i; j++)

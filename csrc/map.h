@@ -15,6 +15,12 @@
 
 #include "error.h"
 
+/*
+ * Map one file, whole, opened by fc_open_file's rules. `wanted`: the size that it must have, or negative for any. `*size`
+ * is the size that it has, `*address` the map, page-aligned; NULL for an empty file. Errors as for fc_map_files.
+ */
+int fc_map_file(int dirfd, const char *path, off_t wanted, off_t *size, void **address, struct fc_error *err);
+
 struct fc_map_job {
     const char *path;
     off_t size;    /* in: the size that the file must have */

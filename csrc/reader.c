@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "io.h"
+#include "map.h"
 
 /* `path` becomes "folder/file"; false when it would be longer than the kernel takes. */
 static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
@@ -56,27 +57,38 @@ static int64_t get_out_size(int dirfd, const char *path, bool safe_folder)
     return size;
 }
 
+static int64_t map_out(int dirfd, const char *path, void **address)
+{
+    struct fc_error err;
+    off_t size;
+    return fc_map_file(dirfd, path, -1, &size, address, &err) < 0 ? -err.code : size;
+}
+
 /* False when there is no room for the meta. */
-static bool scan_folder(int dirfd, struct fc_folder *folder, char *room, size_t length)
+static bool scan_folder(int dirfd, struct fc_folder *folder, bool map, char *room, size_t length)
 {
     char path[PATH_MAX];
     bool full = false;
     folder->meta = room;
     folder->meta_size = folder->out_size = -ENAMETOOLONG;
+    folder->address = NULL;
     if (!join_path(path, folder->name, "meta"))
         return true;
     folder->meta_size = read_meta(dirfd, path, room, length, &full);
     if (full)
         return false;
     (void)join_path(path, folder->name, "out");
-    folder->out_size = get_out_size(dirfd, path, folder->meta_size >= 0);
+    if (map && folder->meta_size >= 0)
+        folder->out_size = map_out(dirfd, path, &folder->address);
+    else
+        folder->out_size = get_out_size(dirfd, path, folder->meta_size >= 0);
     return true;
 }
 
-size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, char *room, size_t length)
+size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, bool map, char *room, size_t length)
 {
     for (size_t i = 0; i < count; i++) {
-        if (!scan_folder(dirfd, &folders[i], room, length))
+        if (!scan_folder(dirfd, &folders[i], map, room, length))
             return i;
         if (folders[i].meta_size > 0) {
             room += folders[i].meta_size;

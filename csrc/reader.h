@@ -7,6 +7,7 @@
 #ifndef FC_READER_H
 #define FC_READER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -21,14 +22,16 @@ struct fc_folder {
     const char *meta;  /* its bytes, in the room that was given; not terminated */
     int64_t meta_size; /* how many, at most FC_META_MAX; or -errno, and then there are none */
     int64_t out_size;  /* size of the blob in bytes, or -errno */
+    void *address;     /* map of the blob, for the caller to give to fc_unmap; NULL if empty or none was asked for */
 };
 
 /*
- * Read the metas and ask for the sizes of the blobs of `count` folders, in order. What one folder refuses is noted
- * there and stops nobody else. Stops early when `room`, of `length` >= FC_META_MAX bytes, is full. Returns how many
- * folders it has done, at least one (0 only when `count` is 0): call it again for the others.
+ * Read the metas and ask for the sizes of the blobs of `count` folders, in order; with `map`, map each blob beside a
+ * meta that could be read. What one folder refuses is noted there and stops nobody else. Stops early when `room`, of
+ * `length` >= FC_META_MAX bytes, is full. Returns how many folders it has done, at least one (0 only when `count` is 0):
+ * call it again for the others.
  */
-size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, char *room, size_t length);
+size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, bool map, char *room, size_t length);
 
 /*
  * Fill `data` with the `length` bytes at `offset` of a file that must have `size` bytes (any size when negative).

@@ -40,8 +40,9 @@ cdef extern from "reader.h" nogil:
         const char *meta
         int64_t meta_size
         int64_t out_size
+        void *address
 
-    size_t fc_scan_folders(int dirfd, fc_folder *folders, size_t count, char *room, size_t length)
+    size_t fc_scan_folders(int dirfd, fc_folder *folders, size_t count, bint map, char *room, size_t length)
     int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
                      fc_error *err)
 

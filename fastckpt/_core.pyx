@@ -260,45 +260,6 @@ def renameat2(int olddirfd, old, int newdirfd, new, unsigned int flags):
         _fail(&err, old, new)
 
 
-cdef tuple _scanned(const fc_folder *folder):
-    if folder.meta_size < 0:
-        return folder.meta_size, folder.out_size
-    return PyBytes_FromStringAndSize(folder.meta, folder.meta_size), folder.out_size
-
-
-def scan(int dirfd, folders):
-    """Read the ``meta`` and ask for the size of the ``out`` of many folders.
-
-    Parameters
-    ----------
-    dirfd : int
-        The snapshot.
-    folders : sequence of str or bytes
-        Names in it.
-
-    Returns
-    -------
-    list of (bytes or int, int)
-        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or minus the
-        errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
-    """
-    cdef list names = [_encode(name) for name in folders]
-    cdef size_t count = <size_t>len(names), done = 0, i
-    cdef _Room jobs = _Room(count, sizeof(fc_folder)), room = _Room(_ROOM, 1)
-    cdef fc_folder *job = <fc_folder *>jobs.data
-    cdef list found = []
-    for i in range(count):
-        job[i].name = PyBytes_AS_STRING(names[i])
-    while count > 0:
-        with nogil:
-            done = fc_scan_folders(dirfd, job, count, <char *>room.data, _ROOM)
-        for i in range(done):
-            found.append(_scanned(&job[i]))
-        job += done
-        count -= done
-    return found
-
-
 @cython.final
 cdef class Mapping:
     """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
@@ -346,6 +307,59 @@ cdef class Mapping:
 cdef void _own(Mapping mapping, const fc_map_job *job) noexcept:
     mapping.address = job.address
     mapping.size = <size_t>job.size
+
+
+cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
+    if folder.address != NULL:
+        mapping.address = folder.address
+        mapping.size = <size_t>folder.out_size
+
+
+cdef tuple _scanned(const fc_folder *folder, Mapping mapping):
+    if folder.meta_size < 0:
+        return folder.meta_size, folder.out_size
+    found = folder.out_size if mapping is None or folder.out_size < 0 else mapping
+    return PyBytes_FromStringAndSize(folder.meta, folder.meta_size), found
+
+
+def scan(int dirfd, folders, *, bint map=False):
+    """Read the ``meta`` and ask for the size of the ``out`` of many folders.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    folders : sequence of str or bytes
+        Names in it.
+    map : bool
+        Map every ``out`` whose ``meta`` could be read.
+
+    Returns
+    -------
+    list of (bytes or int, int or Mapping)
+        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its map, or
+        minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
+    """
+    cdef list names = [_encode(name) for name in folders]
+    cdef size_t count = <size_t>len(names), done = 0, i
+    cdef _Room jobs = _Room(count, sizeof(fc_folder)), room = _Room(_ROOM, 1)
+    cdef fc_folder *job = <fc_folder *>jobs.data
+    cdef list found = []
+    # The owners are made before there is anything to own: after the first map nothing but mapping can fail.
+    cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
+    for i in range(count):
+        job[i].name = PyBytes_AS_STRING(names[i])
+    while count > 0:
+        with nogil:
+            done = fc_scan_folders(dirfd, job, count, map, <char *>room.data, _ROOM)
+        if map:
+            for i in range(done):
+                _own_out(mappings[<size_t>len(found) + i], &job[i])
+        for i in range(done):
+            found.append(_scanned(&job[i], mappings[<size_t>len(found)]))
+        job += done
+        count -= done
+    return found
 
 
 def map_files(int dirfd, paths, sizes, *, int advice=0):
