@@ -50,7 +50,8 @@ int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, s
 {
     for (size_t i = 0; i < count; i++) {
         struct fc_map_job *job = &jobs[i];
-        if (fc_map_file(dirfd, job->path, job->size, &job->found, &job->address, err) == 0 && advise_map(job, advice, err) == 0)
+        if (fc_map_file(dirfd, job->path, job->size, &job->found, &job->address, err) == 0 &&
+            advise_map(job, advice, err) == 0)
             continue;
         *failed = i;
         for (size_t j = 0; j <= i; j++)

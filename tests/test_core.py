@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import seccomp
 
 from fastckpt import _core
 
@@ -288,6 +289,29 @@ def test_scan_stays_in_its_folder(folder: Folder) -> None:
         os.close(inside)
 
 
+def test_scan_maps_what_it_finds(folder: Folder) -> None:
+    names = [folder.tensor(f"t{i}", b"m" * (30_000 + i), b"x" * i) for i in range(9)]
+    found = _core.scan(folder.fd, names, map=True)
+    assert [(meta, bytes(out)) for meta, out in found if isinstance(out, _core.Mapping)] == [
+        (b"m" * (30_000 + i), b"x" * i) for i in range(9)
+    ]
+    assert maps_of(folder.path) == 8
+    del found
+    assert maps_of(folder.path) == 0
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_scan_maps_no_more_than_it_reads(folder: Folder, kind: str) -> None:
+    odd_meta, odd_out, good = (folder.tensor(name, b"meta", b"out") for name in ("odd_meta", "odd_out", "good"))
+    for name, file in ((odd_meta, "meta"), (odd_out, "out")):
+        (folder.path / name / file).unlink()
+        make_odd(folder.path / name / file, kind)
+    code = -ODD[kind]
+    (*failed, (meta, out)) = promptly(lambda: _core.scan(folder.fd, [odd_meta, odd_out, good], map=True))
+    assert (failed, meta, bytes(out)) == ([(code, 3), (b"meta", code)], b"meta", b"out")
+    assert maps_of(folder.path) == 1
+
+
 # --- map_files
 
 
@@ -530,6 +554,8 @@ def test_more_than_one_call_can_move(folder: Folder) -> None:
 
 def failing_calls(folder: Folder) -> list[Callable[[], Any]]:
     folder.file("good", b"abc")
+    folder.tensor("tensor", b"meta", b"out")
+    (folder.path / folder.tensor("half", b"meta") / "out").unlink()
     for kind in ODD:
         make_odd(folder.path / kind, kind)
     return [
@@ -555,6 +581,7 @@ def test_failing_calls_leak_nothing(folder: Folder) -> None:
             with pytest.raises((OSError, ValueError, TypeError, BufferError)):
                 call()
         _core.scan(folder.fd, [*ODD, "good", "..", ""])
+        _core.scan(folder.fd, ["tensor", "half", "good", "..", ""], map=True)
     assert open_files() == before
     assert maps_of(folder.path) == 0
 
@@ -566,11 +593,12 @@ def calls_that_take_a_while(folder: Folder) -> dict[str, Callable[[], Any]]:
         "write": lambda: _core.write(folder.fd, "out", [bytes(64 << 20)]),
         "read_into": lambda: _core.read_into(folder.fd, "large", 0, bytearray(64 << 20)),
         "scan": lambda: _core.scan(folder.fd, ["t"] * 10_000),
+        "scan and map": lambda: _core.scan(folder.fd, ["t"] * 10_000, map=True),
         "map_files": lambda: _core.map_files(folder.fd, ["t/out"] * 10_000, [3] * 10_000),
     }
 
 
-@pytest.mark.parametrize("name", ["write", "read_into", "scan", "map_files"])
+@pytest.mark.parametrize("name", ["write", "read_into", "scan", "scan and map", "map_files"])
 def test_other_threads_run_meanwhile(folder: Folder, name: str) -> None:
     call = calls_that_take_a_while(folder)[name]
     ticks = [0]
@@ -595,32 +623,99 @@ def test_other_threads_run_meanwhile(folder: Folder, name: str) -> None:
         thread.join()
 
 
-WITHOUT_CALL = """
-import ctypes, os, struct, sys
-number, code = map(int, sys.argv[1:3])
-rules = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | code), (0x06, 0, 0, 0x7FFF0000)]
-steps = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
-program = ctypes.create_string_buffer(struct.pack("@HP", len(rules), ctypes.addressof(steps)))
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
-    sys.exit(77)
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
-"""
-OPENAT2 = 437
+# --- what the system refuses
+
+
+def refusing(call: str, code: int, function: Callable[[], Any]) -> Any:
+    """Run `function` in a thread that cannot make this system call."""
+
+    def run() -> Any:
+        if not seccomp.NUMBERS or not seccomp.forbid(call, code):
+            pytest.skip("no seccomp here")
+        return function()
+
+    return promptly(run)
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "op", "found"),
+    [
+        ("pwrite64", errno.ENOSPC, "write", errno.ENOSPC),
+        ("pwrite64", 0, "write", errno.EIO),
+        ("fallocate", errno.ENOSPC, "allocate", errno.ENOSPC),
+        ("ftruncate", errno.EIO, "truncate", errno.EIO),
+        ("fsync", errno.EIO, "fsync", errno.EIO),
+    ],
+)
+def test_write_that_the_system_refuses(folder: Folder, call: str, code: int, op: str, found: int) -> None:
+    before = open_files()
+    with pytest.raises(OSError, match=f"{op}: {os.strerror(found)}") as caught:
+        refusing(call, code, lambda: _core.write(folder.fd, "out", [b"abc"], size_hint=2 << 20))
+    assert (caught.value.errno, caught.value.filename) == (found, "out")
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM])
+@pytest.mark.parametrize("call", ["fallocate", "sync_file_range"])
+def test_write_can_do_without_a_hint(folder: Folder, call: str, code: int) -> None:
+    assert refusing(call, code, lambda: _core.write(folder.fd, "out", [b"abc"], False, 2 << 20)) == 3
+    assert (folder.path / "out").read_bytes() == b"abc"
+
+
+def test_write_back_that_lost_something(folder: Folder) -> None:
+    with pytest.raises(OSError, match="write back: ") as caught:
+        refusing("sync_file_range", errno.EIO, lambda: _core.write(folder.fd, "out", [b"abc"], sync=False))
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, "out")
+
+
+def close_all(path: Path) -> int:
+    """Close what this process has open of `path`: how many that were."""
+    fds = [int(fd) for fd in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{fd}").resolve() == path]
+    for fd in fds:
+        os.close(fd)
+    return len(fds)
+
+
+def test_write_checks_close_and_closes_once(folder: Folder) -> None:
+    def write() -> int:
+        return _core.write(folder.fd, "out", [b"abc"])
+
+    with pytest.raises(OSError, match="close: ") as caught:
+        refusing("close", errno.EDQUOT, write)
+    assert (caught.value.errno, caught.value.filename) == (errno.EDQUOT, "out")
+    assert close_all(folder.path / "out") == 1
+    (folder.path / "out").unlink()
+    assert refusing("close", errno.EINTR, write) == 3  # which on Linux means that it did close
+    assert close_all(folder.path / "out") == 1
+
+
+def test_read_that_the_disk_refuses(folder: Folder) -> None:
+    folder.tensor("t", b"meta", b"out")
+    with pytest.raises(OSError, match="read: ") as caught:
+        refusing("pread64", errno.EIO, lambda: _core.read_into(folder.fd, "t/out", 0, bytearray(3)))
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, "t/out")
+    assert refusing("pread64", errno.EIO, lambda: _core.scan(folder.fd, ["t"])) == [(-errno.EIO, 3)]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])
+def test_file_system_that_cannot_exchange(folder: Folder, code: int) -> None:
+    with pytest.raises(OSError, match="rename: ") as caught:
+        refusing("renameat2", code, lambda: _core.renameat2(folder.fd, "a", folder.fd, "b", _core.RENAME_EXCHANGE))
+    assert caught.value.errno == code
 
 
 @pytest.mark.skipif("FASTCKPT_WITHOUT_OPENAT2" in os.environ, reason="this is the run without openat2")
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM], ids=["old kernel", "sandbox"])
-def test_all_of_this_without_openat2(code: int) -> None:
+def test_reading_is_the_same_without_openat2(code: int) -> None:
     tests = "scan or map or read or path or device or leak"
     pytest_args = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", tests, __file__]
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_CALL, str(OPENAT2), str(code), *pytest_args],
+        [sys.executable, seccomp.__file__, "openat2", str(code), *pytest_args],
         env={**os.environ, "FASTCKPT_WITHOUT_OPENAT2": "1"},
         check=False,
         capture_output=True,
         text=True,
     )
-    if done.returncode == 77:
+    if done.returncode == seccomp.UNAVAILABLE:
         pytest.skip("no seccomp here")
     assert done.returncode == 0, done.stdout + done.stderr
