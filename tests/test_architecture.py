@@ -21,16 +21,17 @@ LAYERS = (
     ("cli",),
     ("torch", "torch.tensors"),
     ("__init__",),
-    ("saving", "filling", "diffing", "snapshot", "loading", "verifying", "contents"),
+    ("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying", "contents"),
     ("commit", "staging", "plan"),
-    ("codec", "tree", "places", "values", "classes", "marker"),
+    ("comparing", "codec", "marker"),
+    ("tree", "decoding", "encoding", "walks", "places", "values", "moments", "texts", "classes"),
     ("meta", "metanote", "metatext", "layout", "dtypes", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
 EDGES = {"__main__", "cli", "torch", "torch.tensors"}
 OPTIONAL = {"torch", "click", "rich"}
-PURE = {"plan", "tree", "places", "values", "classes", "marker", "metanote", "metatext", "layout", "dtypes", "errors"}
+PURE = {"plan", "marker", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
 LOADS_BY_NAME = {"codec"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 OS_CHANGES = {
@@ -46,12 +47,8 @@ MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/__init__", "").replace("/", "."): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-LONGEST = {
-    ".py": 300,
-    ".c": 350,
-    ".h": 350,
-    ".pyx": 450,
-}  # the door is one file, half of it the contract of each function
+#: The door to C is one file, and half of it is what its functions promise.
+LONGEST = {".py": 300, ".c": 350, ".h": 350, ".pyx": 450}
 C_FILES = sorted((ROOT / "csrc").glob("*.[ch]"))
 
 
