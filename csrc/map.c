@@ -7,32 +7,30 @@
 
 #include "io.h"
 
-int fc_map_file(int dirfd, const char *path, off_t wanted, off_t *size, void **address, struct fc_error *err)
+int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
+{
+    void *map;
+    *address = NULL;
+    if ((uint64_t)size > SIZE_MAX / 2)
+        return fc_fail_with(err, "map", EOVERFLOW);
+    /* NORESERVE: only what is written to needs memory; without it a blob larger than memory could not be mapped. */
+    map = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    if (map == MAP_FAILED)
+        return fc_fail(err, "map");
+    *address = map;
+    return 0;
+}
+
+static int map_file(int dirfd, struct fc_map_job *job, struct fc_error *err)
 {
     int rc = -1;
-    int fd = fc_open_file(dirfd, path, size, err);
-    *address = NULL;
+    int fd = fc_open_file(dirfd, job->path, &job->found, err);
     if (fd < 0)
         return -1;
-    if (wanted >= 0 && *size != wanted) {
+    if (job->found != job->size)
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
-        goto out;
-    }
-    if ((uint64_t)*size > SIZE_MAX / 2) {
-        fc_fail_with(err, "map", EOVERFLOW);
-        goto out;
-    }
-    if (*size > 0) {
-        /* NORESERVE: only what is written to needs memory; without it a blob larger than memory could not be mapped. */
-        void *map = mmap(NULL, (size_t)*size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-        if (map == MAP_FAILED) {
-            fc_fail(err, "map");
-            goto out;
-        }
-        *address = map;
-    }
-    rc = 0;
-out:
+    else
+        rc = job->size > 0 ? fc_map_open(fd, job->size, &job->address, err) : 0;
     fc_close_read(fd);
     return rc;
 }
@@ -50,8 +48,8 @@ int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, s
 {
     for (size_t i = 0; i < count; i++) {
         struct fc_map_job *job = &jobs[i];
-        if (fc_map_file(dirfd, job->path, job->size, &job->found, &job->address, err) == 0 &&
-            advise_map(job, advice, err) == 0)
+        job->address = NULL;
+        if (map_file(dirfd, job, err) == 0 && advise_map(job, advice, err) == 0)
             continue;
         *failed = i;
         for (size_t j = 0; j <= i; j++)

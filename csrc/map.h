@@ -15,11 +15,8 @@
 
 #include "error.h"
 
-/*
- * Map one file, whole, opened by fc_open_file's rules. `wanted`: the size that it must have, or negative for any. `*size`
- * is the size that it has, `*address` the map, page-aligned; NULL for an empty file. Errors as for fc_map_files.
- */
-int fc_map_file(int dirfd, const char *path, off_t wanted, off_t *size, void **address, struct fc_error *err);
+/* Map an open file of `size` > 0 bytes, whole; `*address` is page-aligned. Errors as for fc_map_files. */
+int fc_map_open(int fd, off_t size, void **address, struct fc_error *err);
 
 struct fc_map_job {
     const char *path;
@@ -36,7 +33,7 @@ struct fc_map_job {
  */
 int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err);
 
-/* Unmap what fc_map_files mapped. Does nothing for NULL. */
+/* Unmap what was mapped. Does nothing for NULL. */
 void fc_unmap(void *address, size_t size);
 
 /*

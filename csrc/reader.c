@@ -25,7 +25,7 @@ static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
 }
 
 /* The first bytes of a meta into `room`. Returns how many, or -errno; `full`: no room for them, and nothing was read. */
-static int64_t read_meta(int dirfd, const char *path, char *room, size_t length, bool *full)
+static int64_t read_meta(int dirfd, const char *path, const struct fc_room *room, bool *full)
 {
     struct fc_error err;
     off_t size;
@@ -35,9 +35,9 @@ static int64_t read_meta(int dirfd, const char *path, char *room, size_t length,
         return -err.code;
     if (size > FC_META_MAX)
         size = FC_META_MAX;
-    *full = (size_t)size > length;
+    *full = (size_t)size > room->left;
     if (!*full)
-        count = fc_read_at(fd, room, (size_t)size, 0, &err);
+        count = fc_read_at(fd, room->at, (size_t)size, 0, &err);
     fc_close_read(fd);
     return count < 0 ? -err.code : count;
 }
@@ -57,42 +57,76 @@ static int64_t get_out_size(int dirfd, const char *path, bool safe_folder)
     return size;
 }
 
-static int64_t map_out(int dirfd, const char *path, void **address)
+static size_t align(size_t size)
+{
+    return (size + 63) & ~(size_t)63;
+}
+
+/* A small blob into `room`. A file that has become shorter since it was opened is as long as what could be read. */
+static int64_t copy_out(int fd, size_t size, struct fc_room *room, struct fc_folder *folder)
+{
+    struct fc_error err;
+    ssize_t count = fc_read_at(fd, room->at, size, 0, &err);
+    if (count < 0)
+        return -err.code;
+    folder->address = room->at;
+    room->at += align(size);
+    room->left -= align(size);
+    return count;
+}
+
+/* The blob's size or -errno; `full` as above. */
+static int64_t take_out(int dirfd, const char *path, struct fc_room *room, struct fc_folder *folder, bool *full)
 {
     struct fc_error err;
     off_t size;
-    return fc_map_file(dirfd, path, -1, &size, address, &err) < 0 ? -err.code : size;
+    int64_t found;
+    int fd = fc_open_file(dirfd, path, &size, &err);
+    if (fd < 0)
+        return -err.code;
+    found = size;
+    *full = size <= FC_SMALL_BLOB && align((size_t)size) > room->left;
+    if (size > FC_SMALL_BLOB) {
+        folder->is_map = true;
+        if (fc_map_open(fd, size, &folder->address, &err) < 0)
+            found = -err.code;
+    } else if (size > 0 && !*full) {
+        found = copy_out(fd, (size_t)size, room, folder);
+    }
+    fc_close_read(fd);
+    return found;
 }
 
-/* False when there is no room for the meta. */
-static bool scan_folder(int dirfd, struct fc_folder *folder, bool map, char *room, size_t length)
+/* False when there is no room for the meta or the blob. */
+static bool scan_folder(int dirfd, struct fc_folder *folder, struct fc_room *metas, struct fc_room *blobs)
 {
     char path[PATH_MAX];
     bool full = false;
-    folder->meta = room;
+    folder->meta = metas->at;
     folder->meta_size = folder->out_size = -ENAMETOOLONG;
     folder->address = NULL;
+    folder->is_map = false;
     if (!join_path(path, folder->name, "meta"))
         return true;
-    folder->meta_size = read_meta(dirfd, path, room, length, &full);
+    folder->meta_size = read_meta(dirfd, path, metas, &full);
     if (full)
         return false;
     (void)join_path(path, folder->name, "out");
-    if (map && folder->meta_size >= 0)
-        folder->out_size = map_out(dirfd, path, &folder->address);
+    if (blobs != NULL && folder->meta_size >= 0)
+        folder->out_size = take_out(dirfd, path, blobs, folder, &full);
     else
         folder->out_size = get_out_size(dirfd, path, folder->meta_size >= 0);
-    return true;
+    return !full;
 }
 
-size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, bool map, char *room, size_t length)
+size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas, struct fc_room *blobs)
 {
     for (size_t i = 0; i < count; i++) {
-        if (!scan_folder(dirfd, &folders[i], map, room, length))
+        if (!scan_folder(dirfd, &folders[i], metas, blobs))
             return i;
         if (folders[i].meta_size > 0) {
-            room += folders[i].meta_size;
-            length -= (size_t)folders[i].meta_size;
+            metas->at += folders[i].meta_size;
+            metas->left -= (size_t)folders[i].meta_size;
         }
     }
     return count;

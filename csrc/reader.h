@@ -16,22 +16,32 @@
 
 #define FC_META_MAX 65537 /* one more than a meta may have, so that a reader sees that it is too long */
 
+#define FC_SMALL_BLOB 16384 /* up to here a copy costs less than a map, which takes whole pages and an munmap */
+
+/* Memory of the caller that is handed out from the front. */
+struct fc_room {
+    char *at;
+    size_t left;
+};
+
 /* One folder of a snapshot, before (`name`) and after (the rest) it was looked at. */
 struct fc_folder {
     const char *name;
-    const char *meta;  /* its bytes, in the room that was given; not terminated */
+    const char *meta;  /* its bytes, in the room for metas; not terminated */
     int64_t meta_size; /* how many, at most FC_META_MAX; or -errno, and then there are none */
     int64_t out_size;  /* size of the blob in bytes, or -errno */
-    void *address;     /* map of the blob, for the caller to give to fc_unmap; NULL if empty or none was asked for */
+    void *address;     /* the blob's bytes; NULL if there are none or none were asked for */
+    bool is_map;       /* `address` is a map, for the caller to give to fc_unmap; else it lies in the room for blobs */
 };
 
 /*
- * Read the metas and ask for the sizes of the blobs of `count` folders, in order; with `map`, map each blob beside a
- * meta that could be read. What one folder refuses is noted there and stops nobody else. Stops early when `room`, of
- * `length` >= FC_META_MAX bytes, is full. Returns how many folders it has done, at least one (0 only when `count` is 0):
- * call it again for the others.
+ * Read the metas and ask for the sizes of the blobs of `count` folders, in order. With `blobs` (which may be NULL), each
+ * blob beside a meta that could be read is mapped, or read into that room, 64-aligned, if it is small. What one folder
+ * refuses is noted there and stops nobody else. Stops early when a room is full: give at least FC_META_MAX bytes for
+ * metas and FC_SMALL_BLOB for blobs. Returns how many folders it has done, at least one (0 only when `count` is 0): call
+ * it again, with more room, for the others.
  */
-size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, bool map, char *room, size_t length);
+size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas, struct fc_room *blobs);
 
 /*
  * Fill `data` with the `length` bytes at `offset` of a file that must have `size` bytes (any size when negative).

@@ -34,6 +34,11 @@ cdef extern from "writer.h" nogil:
 
 cdef extern from "reader.h" nogil:
     size_t FC_META_MAX
+    size_t FC_SMALL_BLOB
+
+    struct fc_room:
+        char *at
+        size_t left
 
     struct fc_folder:
         const char *name
@@ -41,8 +46,9 @@ cdef extern from "reader.h" nogil:
         int64_t meta_size
         int64_t out_size
         void *address
+        bint is_map
 
-    size_t fc_scan_folders(int dirfd, fc_folder *folders, size_t count, bint map, char *room, size_t length)
+    size_t fc_scan_folders(int dirfd, fc_folder *folders, size_t count, fc_room *metas, fc_room *blobs)
     int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
                      fc_error *err)
 
@@ -75,4 +81,5 @@ cdef extern from "canon.h" nogil:
 cdef class Mapping:
     cdef void *address
     cdef size_t size
+    cdef object owner
     cdef object __weakref__

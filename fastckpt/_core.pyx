@@ -53,7 +53,7 @@ MADV_POPULATE_READ = _POPULATE_READ
 MADV_POPULATE_WRITE = _POPULATE_WRITE
 
 cdef char _nothing = 0  # what the buffer of an empty file points at: NULL would surprise some consumers
-cdef size_t _ROOM = 2 * FC_META_MAX  # some 2,000 metas of the usual length in one pass
+cdef size_t _ROOM = 120 << 10  # of metas, or of small blobs; malloc gives such a size from memory that is used again
 
 
 class SizeChanged(ValueError):
@@ -265,11 +265,12 @@ cdef class Mapping:
     """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
 
     Whoever uses the memory holds this object; when nobody does, it is unmapped. It outlives the file's name, and what
-    is changed in it stays in memory. `map_files` makes these; one that was made otherwise is empty.
+    is changed in it stays in memory. The bytes of small files are a part of memory that several of these share. `map_files` makes these; one that was made otherwise is empty.
     """
 
     def __dealloc__(self):
-        fc_unmap(self.address, self.size)
+        if self.owner is None:
+            fc_unmap(self.address, self.size)
 
     def __len__(self):
         return self.size
@@ -296,7 +297,7 @@ cdef class Mapping:
         cdef Py_ssize_t count = rest if length is None else length
         if offset < 0 or not 0 <= count <= rest:
             raise ValueError(f"{count} bytes at {offset} are not within a map of {self.size} bytes")
-        if count == 0:
+        if count == 0 or self.owner is not None:
             return
         with nogil:
             rc = fc_advise(self.address, <size_t>offset, <size_t>count, advice, &err)
@@ -309,10 +310,12 @@ cdef void _own(Mapping mapping, const fc_map_job *job) noexcept:
     mapping.size = <size_t>job.size
 
 
-cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
+cdef void _own_out(Mapping mapping, const fc_folder *folder, _Room room) noexcept:
     if folder.address != NULL:
         mapping.address = folder.address
         mapping.size = <size_t>folder.out_size
+        if not folder.is_map:
+            mapping.owner = room
 
 
 cdef tuple _scanned(const fc_folder *folder, Mapping mapping):
@@ -320,6 +323,10 @@ cdef tuple _scanned(const fc_folder *folder, Mapping mapping):
         return folder.meta_size, folder.out_size
     found = folder.out_size if mapping is None or folder.out_size < 0 else mapping
     return PyBytes_FromStringAndSize(folder.meta, folder.meta_size), found
+
+
+cdef char *_aligned(_Room room) noexcept:
+    return <char *>((<size_t>room.data + 63) & ~<size_t>63)
 
 
 def scan(int dirfd, folders, *, bint map=False):
@@ -332,33 +339,39 @@ def scan(int dirfd, folders, *, bint map=False):
     folders : sequence of str or bytes
         Names in it.
     map : bool
-        Map every ``out`` whose ``meta`` could be read.
+        Also map every ``out`` whose ``meta`` could be read, or read it into shared memory if it is small.
 
     Returns
     -------
     list of (bytes or int, int or Mapping)
-        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its map, or
+        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its bytes, or
         minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
     """
     cdef list names = [_encode(name) for name in folders]
-    cdef size_t count = <size_t>len(names), done = 0, i
-    cdef _Room jobs = _Room(count, sizeof(fc_folder)), room = _Room(_ROOM, 1)
+    cdef size_t count = <size_t>len(names), at = 0, done, i
+    cdef _Room jobs = _Room(count, sizeof(fc_folder)), text = _Room(_ROOM, 1)
     cdef fc_folder *job = <fc_folder *>jobs.data
-    cdef list found = []
-    # The owners are made before there is anything to own: after the first map nothing but mapping can fail.
+    cdef fc_room metas, blobs
+    cdef fc_room *take = &blobs if map else NULL
+    cdef _Room room = None
+    # The owners are made before there is anything to own: between a map and its owner nothing can fail.
     cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
     for i in range(count):
         job[i].name = PyBytes_AS_STRING(names[i])
-    while count > 0:
-        with nogil:
-            done = fc_scan_folders(dirfd, job, count, map, <char *>room.data, _ROOM)
+    found = []
+    while at < count:
+        metas.at, metas.left = <char *>text.data, _ROOM
         if map:
-            for i in range(done):
-                _own_out(mappings[<size_t>len(found) + i], &job[i])
-        for i in range(done):
-            found.append(_scanned(&job[i], mappings[<size_t>len(found)]))
-        job += done
-        count -= done
+            room = _Room(_ROOM, 1)
+            blobs.at, blobs.left = _aligned(room), _ROOM - 64
+        with nogil:
+            done = fc_scan_folders(dirfd, job + at, count - at, &metas, take)
+        if map:
+            for i in range(at, at + done):
+                _own_out(mappings[i], &job[i], room)
+        for i in range(at, at + done):
+            found.append(_scanned(&job[i], mappings[i]))
+        at += done
     return found
 
 

@@ -11,8 +11,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
@@ -22,19 +21,20 @@ from fastckpt.layout import DONE, META, OUT, PICKLE
 from fastckpt.marker import Marker, parse_marker
 from fastckpt.meta import Meta
 
-__all__ = ["Contents", "Entry", "reading"]
+__all__ = ["MAP_LIMIT", "Contents", "Entry", "reading"]
 
 T = TypeVar("T")
 
 _PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
+MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
 _ATTEMPTS = 100
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
 _NO_ENTRY = -errno.ENOENT
 _NO_FOLDER = -errno.ENOTDIR
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor: its folder, its meta, and the folder that its bytes are read from (another one for a tie)."""
 
     key: str
@@ -43,8 +43,17 @@ class Entry:
     blob: str
 
 
-def reading(path: str | os.PathLike[str], act: Callable[[Contents], T]) -> T:
+def reading(path: str | os.PathLike[str], act: Callable[[Contents], T], *, map_all: bool = False) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Folder of the snapshot.
+    act : callable
+        Gets the contents; its result is returned.
+    map_all : bool
+        Every blob will be asked for: map them in the same pass that reads the metas.
 
     Raises
     ------
@@ -59,7 +68,7 @@ def reading(path: str | os.PathLike[str], act: Callable[[Contents], T]) -> T:
     for patience in range(_ATTEMPTS, -1, -1):
         fd = _open_folder(where)
         try:
-            contents = Contents(where, fd)
+            contents = Contents(where, fd, map_all)
             result = act(contents)
         except (CheckpointError, FileNotFoundError):
             if not (patience and _was_replaced(where, fd)):
@@ -90,31 +99,35 @@ class Contents:
         What was passed over, for a warning.
     """
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, fd: int, map_all: bool = False) -> None:
         self.path = path
         self.fd = fd
         self.notes: list[str] = []
+        self._maps: dict[str, _core.Mapping] = {}
         self.marker = _read_marker(path, fd)
         folders = os.listdir(fd)
         folders.remove(_commit_mark(folders))
-        metas = self._metas(folders)
+        metas = self._metas(folders, map_all and len(folders) <= MAP_LIMIT)
         if self.notes and not metas:
             raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
         _check_count(metas, self.marker.count, path)
         self.entries = _entries(metas, path)
 
-    def _metas(self, folders: Sequence[str]) -> dict[str, Meta]:
+    def _metas(self, folders: Sequence[str], map_all: bool) -> dict[str, Meta]:
         """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
         metas: dict[str, Meta] = {}
         foreign: list[str] = []
-        for folder, (text, size) in zip(folders, _core.scan(self.fd, folders), strict=True):
+        for folder, (text, out) in zip(folders, _core.scan(self.fd, folders, map=map_all), strict=True):
+            if isinstance(out, _core.Mapping):
+                self._maps[folder] = out
+            size = out if isinstance(out, int) else len(out)
             where = f"{self.path}/{folder}"
             if isinstance(text, bytes) and size >= 0:
-                meta = meta_file.with_file_size(meta_file.parse(text, f"{where}/{META}"), size, where)
-                metas[folder] = meta
+                meta = meta_file.parse(text, f"{where}/{META}")
+                metas[folder] = meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
                 if meta.count is None:
                     foreign.append(folder)
-            elif text == _NO_ENTRY and size == _NO_ENTRY:
+            elif text == size == _NO_ENTRY:
                 foreign.append(folder)
             else:
                 self._pass_over(where, text, size)
@@ -126,7 +139,7 @@ class Contents:
         inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)]
         if not inner and not is_tensor:
             self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
-        return self._metas(inner) if inner else {}
+        return self._metas(inner, map_all=False) if inner else {}
 
     def _pass_over(self, where: str, text: bytes | int, size: int) -> None:
         """Note what is no tensor of anybody's; raise for a tensor that is damaged."""
@@ -138,9 +151,9 @@ class Contents:
                 f"wrote no {META}: read such a blob with numpy.fromfile)"
             )
         elif isinstance(text, int):
-            raise CorruptError(f"{where}/{META}: {os.strerror(-text)}; load an earlier snapshot")
+            raise _unreadable(-text, f"{where}/{META}")
         else:
-            raise CorruptError(f"{where}/{OUT}: {os.strerror(-size)}; load an earlier snapshot")
+            raise _unreadable(-size, f"{where}/{OUT}")
 
     def select(self, keys: Iterable[str] | None) -> list[Entry]:
         """Give the entries of some keys (of all for None), in saved order.
@@ -162,6 +175,8 @@ class Contents:
 
     def map(self, entries: Sequence[Entry]) -> list[_core.Mapping]:
         """Map the blobs of some entries, privately; a tie gives the same map twice. Nothing is read."""
+        if self._maps:
+            return [self._maps[entry.blob] for entry in entries]
         blobs = {entry.blob: entry.meta.nbytes for entry in entries}
         try:
             maps = _core.map_files(self.fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
@@ -187,6 +202,13 @@ def _open_folder(path: str) -> int:
             raise missing from None
 
 
+def _unreadable(code: int, where: str) -> Exception:
+    """What is missing or no plain file is damage; everything else is the system's refusal."""
+    if code in _DAMAGE:
+        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
+    return OSError(code, os.strerror(code), where)
+
+
 def _was_replaced(path: str, fd: int) -> bool:
     try:
         return not os.path.samestat(os.stat(path), os.fstat(fd))
@@ -202,11 +224,16 @@ def _read_marker(path: str, fd: int) -> Marker:
         return _unmarked(path, fd)
     except OSError as problem:
         raise CorruptError(f"{where}: {problem.strerror}; a plain file was wanted") from None
-    with open(marker, "rb") as file:
+    try:
         status = os.fstat(marker)
         if not stat.S_ISREG(status.st_mode):
             raise CorruptError(f"{where}: no plain file, so nothing says that this snapshot is complete")
-        return parse_marker(file.readline() if status.st_size else b"", status.st_size, where)
+        if not status.st_size:
+            return Marker()
+        with open(marker, "rb", closefd=False) as file:
+            return parse_marker(file.readline(), status.st_size, where)
+    finally:
+        os.close(marker)
 
 
 def _unmarked(path: str, fd: int) -> Marker:
@@ -258,22 +285,26 @@ def _check_count(metas: dict[str, Meta], marked: int | None, path: str) -> None:
 
 def _entries(metas: dict[str, Meta], path: str) -> dict[str, Entry]:
     """Key to entry, in saved order, ties followed."""
-    ordered = sorted(metas.items(), key=lambda item: (-1 if item[1].place is None else item[1].place, item[0]))
-    by_key: dict[str, tuple[str, Meta]] = {}
-    for folder, meta in ordered:
+    entries: dict[str, Entry] = {}
+    for folder, meta in sorted(metas.items(), key=_place):
         key = folder if meta.name is None else meta.name
-        if key in by_key:
-            raise CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {by_key[key][0]!r} too")
-        by_key[key] = (folder, meta)
-    return {key: Entry(key, folder, meta, _blob(by_key, folder, meta, path)) for key, (folder, meta) in by_key.items()}
+        if key in entries:
+            raise CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {entries[key].folder!r} too")
+        entries[key] = Entry(key, folder, meta, folder)
+    for entry in [entry for entry in entries.values() if entry.meta.same_as is not None]:
+        entries[entry.key] = entry._replace(blob=_blob(entries, entry, path))
+    return entries
 
 
-def _blob(by_key: dict[str, tuple[str, Meta]], folder: str, meta: Meta, path: str) -> str:
-    if meta.same_as is None:
-        return folder
-    twin, other = by_key.get(meta.same_as, ("", None))
-    if other is None or other.same_as is not None or (other.shape, other.dtype) != (meta.shape, meta.dtype):
-        raise CorruptError(
-            f"{path}/{folder}/{META}: same_as {meta.same_as!r} leads to no tensor of its shape and dtype"
-        )
-    return twin
+def _place(item: tuple[str, Meta]) -> tuple[int, str]:
+    folder, meta = item
+    return (-1 if meta.place is None else meta.place), folder
+
+
+def _blob(entries: dict[str, Entry], entry: Entry, path: str) -> str:
+    """Folder of the tensor that this one is tied to."""
+    meta, twin = entry.meta, entries.get(str(entry.meta.same_as))
+    if twin is None or twin.meta.same_as is not None or twin.meta[:2] != meta[:2]:
+        where = f"{path}/{entry.folder}/{META}"
+        raise CorruptError(f"{where}: same_as {meta.same_as!r} is no tensor of its shape and dtype")
+    return twin.folder

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastckpt import _core, tree
-from fastckpt.codec import KINDS, NUMPY, codec_for, default_framework
-from fastckpt.contents import Contents, Entry, reading
+from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
+from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.layout import OUT
 from fastckpt.verifying import check_digest
@@ -74,16 +74,18 @@ def load(
 
     def act(contents: Contents) -> tuple[Contents, dict[str, tuple[Entry, Any]]]:
         entries = contents.select(keys)
-        buffers = contents.map(entries) if mmap in (None, True) else _read(contents, entries)
+        lazy = len(entries) <= MAP_LIMIT if mmap is None else mmap
+        buffers = contents.map(entries) if lazy else _read(contents, entries)
         if verify:
             for entry, buffer in zip(entries, buffers, strict=True):
                 check_digest(entry.meta.digest, buffer, f"{contents.path}/{entry.blob}/{OUT}")
         return contents, {e.key: (e, b) for e, b in zip(entries, buffers, strict=True)}
 
-    contents, found = reading(path, act)
-    if keys is not None:
-        return {key: make(entry, buffer, None) for key, (entry, buffer) in found.items()}
-    return assemble(contents, lambda key, framework: make(*found[key], framework))
+    contents, found = reading(path, act, map_all=keys is None and mmap is not False)
+    if keys is None and contents.marker.record is not None:
+        return assemble(contents, lambda key, framework: make(*found[key], framework))
+    tensors = make.all(found.values())
+    return tensors if keys is not None else assemble(contents, lambda key, _: tensors[key])
 
 
 class Maker:
@@ -95,34 +97,51 @@ class Maker:
         self._device = device
         self._made: dict[tuple[str, str], Any] = {}
 
-    def __call__(self, entry: Entry, buffer: Any, framework: str | None) -> Any:
+    def __call__(self, entry: Entry, buffer: Any, framework: str) -> Any:
+        """Make one tensor; an array that was saved in a nested object stays one, unless all shall be something else."""
         codec = NUMPY if framework == "numpy" and not self._as else self._default
         made = self._made.get((entry.blob, codec.name))
         if made is None:
-            made = codec.make(buffer, entry.meta.dtype, entry.meta.shape, entry.key)
-            if self._device is not None:
-                made = codec.to_device(made, self._device)
+            made = self._make(codec, entry, buffer)
             self._made[entry.blob, codec.name] = made
         return made
 
+    def all(self, found: Iterable[tuple[Entry, Any]]) -> dict[str, Any]:
+        """Make the tensors of a flat object, by key."""
+        codec, first = self._default, dict[str, Any]()  # by blob
+        tensors = {}
+        for entry, buffer in found:
+            made = first.get(entry.blob)
+            if made is None:
+                made = first[entry.blob] = self._make(codec, entry, buffer)
+            tensors[entry.key] = made
+        return tensors
 
-def assemble(contents: Contents, leaf: Callable[[str, str | None], Any]) -> Any:
-    """Build the saved object, asking `leaf` for each tensor by its key and the framework it was saved from (None for
-    a flat snapshot, which belongs to no framework)."""
+    def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:
+        key, _, meta, _ = entry
+        made = codec.make(buffer, meta.dtype, meta.shape, key)
+        return made if self._device is None else codec.to_device(made, self._device)
+
+
+def assemble(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
+    """Build the saved object, asking `leaf` for each tensor by its key and the framework it was saved from ("" for a flat
+    snapshot, which belongs to none)."""
     record = contents.marker.record
     if record is not None:
         return tree.unflatten(record, _present(contents, leaf), KINDS.unpack)
     entries = contents.entries
     container = next(iter(entries.values())).meta.container if entries else None
-    flat: Any = {} if container is None else tree.unflatten(container, leaf, KINDS.unpack)
+    if container is None:
+        return {key: leaf(key, "") for key in entries}
+    flat: Any = tree.unflatten(container, leaf, KINDS.unpack)
     if not isinstance(flat, dict) or flat:
         raise CorruptError(f"{contents.path}: the container of a flat snapshot must be an empty dict, not {flat!r:.80}")
     for key in entries:
-        flat[key] = leaf(key, None)
+        flat[key] = leaf(key, "")
     return flat
 
 
-def _present(contents: Contents, leaf: Callable[[str, str | None], Any]) -> Callable[[str, str], Any]:
+def _present(contents: Contents, leaf: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
     def present(key: str, framework: str) -> Any:
         if key not in contents.entries:
             raise CorruptError(f"{contents.path}: the object holds a tensor {key!r} that no folder has")

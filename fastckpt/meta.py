@@ -8,8 +8,7 @@ writes too, are read by C, and every other spelling by `metatext`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastckpt import _core, metatext
 from fastckpt.dtypes import BY_NAME, BY_NUMBER, DType
@@ -25,8 +24,7 @@ _BYTES = BY_NAME["uint8"]
 _PLAIN_FIELDS = ("place", "count", "name", "digest", "same_as", "container")  # the same in Meta and in our line
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(NamedTuple):
     """What a ``meta`` file says of one tensor.
 
     Attributes
@@ -50,7 +48,7 @@ class Meta:
     shape: tuple[int, ...]
     dtype: DType
     place: int | None = None
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # hides tuple.count, which nobody misses
     name: str | None = None
     digest: str | None = None
     same_as: str | None = None
@@ -158,7 +156,7 @@ def with_file_size(meta: Meta, nbytes: int, where: str) -> Meta:
     if nbytes == wanted:
         return meta
     if meta.dtype.name == "bfloat16" and nbytes == 2 * wanted:
-        return replace(meta, dtype=BY_NAME["float32"])
+        return meta._replace(dtype=BY_NAME["float32"])
     raise CorruptError(f"{where}/{OUT}: meta wants {wanted} bytes, file has {nbytes}; take another copy")
 
 

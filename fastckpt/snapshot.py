@@ -36,7 +36,7 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
         The folder is no complete, sound snapshot; the message names the file.
     """
     framework = codec_for(as_ or default_framework()).name
-    return reading(path, lambda contents: Snapshot(contents, framework))
+    return reading(path, lambda contents: Snapshot(contents, framework), map_all=True)
 
 
 class TensorHandle:

@@ -1,0 +1,151 @@
+"""Paired timing against safetensors: GPT-2's shapes (148 tensors, 498 MB), each round in the same hour, one after the other.
+
+    python benches/rivals.py [--rounds 20] [--dir DIR]
+
+Each side runs in its own process; the two take turns, and the ratio is taken round by round. Loads are warm (the files
+were just read once) and lazy: to a dict of torch tensors, untouched. Saves are durable: safetensors' file and folder
+are fsynced after ``save_file``, as its users must do by hand. Fresh random values every round; the target is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+WIDTH, LAYERS = 768, 12
+BLOCK = {
+    "ln_1.weight": (WIDTH,),
+    "ln_1.bias": (WIDTH,),
+    "attn.c_attn.weight": (WIDTH, 3 * WIDTH),
+    "attn.c_attn.bias": (3 * WIDTH,),
+    "attn.c_proj.weight": (WIDTH, WIDTH),
+    "attn.c_proj.bias": (WIDTH,),
+    "ln_2.weight": (WIDTH,),
+    "ln_2.bias": (WIDTH,),
+    "mlp.c_fc.weight": (WIDTH, 4 * WIDTH),
+    "mlp.c_fc.bias": (4 * WIDTH,),
+    "mlp.c_proj.weight": (4 * WIDTH, WIDTH),
+    "mlp.c_proj.bias": (WIDTH,),
+}
+
+
+def gpt2_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of GPT-2's 148 parameters."""
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (50257, WIDTH), "wpe.weight": (1024, WIDTH)}
+    shapes |= {f"h.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in BLOCK.items()}
+    return shapes | {"ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    kept = work()
+    end = time.perf_counter()
+    del kept
+    return end - begin
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def serve(side: str, folder: Path) -> None:
+    """Child: obey "save N" and "load N" from standard input, and answer with seconds."""
+    import fastckpt
+    import safetensors.torch
+    import torch
+
+    torch.set_num_threads(1)
+    state: dict[str, torch.Tensor] = {}
+    target = folder / side
+
+    def save() -> None:
+        if side == "fastckpt":
+            fastckpt.save(state, target)
+        else:
+            safetensors.torch.save_file(state, target)
+            _sync(target)
+            _sync(folder)
+
+    def load() -> object:
+        return fastckpt.load(target) if side == "fastckpt" else safetensors.torch.load_file(target)
+
+    for line in sys.stdin:
+        if line.strip() == "save":
+            state = {name: torch.randn(shape) for name, shape in gpt2_shapes().items()}
+            shutil.rmtree(target, ignore_errors=True)
+            target.unlink(missing_ok=True)
+            os.sync()
+            print(_timed(save), flush=True)
+        else:
+            load()
+            print(_timed(load), flush=True)
+
+
+def measure(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every round, by what was done and by whom."""
+    sides = ("fastckpt", "safetensors")
+    children = {
+        side: subprocess.Popen(
+            [sys.executable, __file__, "--serve", side, "--dir", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for side in sides
+    }
+    seconds: dict[str, dict[str, list[float]]] = {"save": {s: [] for s in sides}, "load": {s: [] for s in sides}}
+    for round_ in range(rounds + 1):
+        for what in ("save", "load"):
+            for side in sides if round_ % 2 else reversed(sides):
+                child = children[side]
+                assert child.stdin is not None and child.stdout is not None
+                child.stdin.write(what + "\n")
+                child.stdin.flush()
+                took = float(child.stdout.readline())
+                if round_:  # the first round warms memory and imports
+                    seconds[what][side].append(took)
+    for child in children.values():
+        child.communicate()
+    return seconds
+
+
+def main() -> None:
+    """Print medians and the median of the paired ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dir", type=Path, default=None, help="where to write; needs 1.5 GB")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.dir)
+        return
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix="fastckpt-bench-") as folder:
+        seconds = measure(options.rounds, Path(folder))
+    if options.json:
+        print(json.dumps(seconds))
+        return
+    for what, sides in seconds.items():
+        ours, theirs = sides["fastckpt"], sides["safetensors"]
+        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        spread = [f"{min(s) * 1e3:.1f}..{max(s) * 1e3:.1f}" for s in (ours, theirs)]
+        print(
+            f"{what}: fastckpt {statistics.median(ours) * 1e3:.1f} ms ({spread[0]}), "
+            f"safetensors {statistics.median(theirs) * 1e3:.1f} ms ({spread[1]}), ratio {ratio:.2f} "
+            f"(median of {len(ours)} pairs; below 1 is faster)"
+        )
+
+
+if __name__ == "__main__":
+    main()
