@@ -21,7 +21,7 @@ from fastckpt.errors import FormatError, UnsupportedError
 
 __all__ = ["KINDS", "NUMPY", "PIECE", "Blob", "Codec", "Memory", "codec_for", "default_framework", "row_pieces"]
 
-PIECE = 16 << 20  # bytes gathered at a time from a tensor that does not lie in one run of host memory
+PIECE = 4 << 20  # bytes gathered at a time, a thread, from a tensor that does not lie in one run of host memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """What a plan needs to know of a leaf. ``memory`` is None for a tensor without elements."""
+    """What a plan needs to know of a leaf. ``memory`` is None for a tensor without elements or known address."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -71,10 +71,14 @@ class Codec(Protocol):
         """Say dtype, shape and memory; raise UnsupportedError naming `path` for what cannot be stored."""
 
     def pieces(self, obj: Any) -> Iterator[Any]:
-        """Give the elements in C order as contiguous buffers; the tensor's own memory where it is in order."""
+        """Give the elements in C order as contiguous buffers: the tensor's own memory where it is in order, else
+        always the same room, so that a buffer is good until the next one is asked for."""
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
         """Make a tensor over a writable buffer, without a copy."""
+
+    def sound(self, tensor: Any) -> None:
+        """Turn every byte of a bool tensor that is neither 0 nor 1 into 1: frameworks take it for granted."""
 
     def dtype(self, dtype: DType, where: str) -> Any:
         """Give the framework's own dtype object; raise UnsupportedError where it has none."""
@@ -140,14 +144,24 @@ class NumpyCodec:
         if obj.flags.c_contiguous and obj.dtype == native:
             yield _bytes_of(obj)
             return
+        room = np.empty(min(obj.size, PIECE // obj.itemsize), native)
         for index in row_pieces(obj.shape, obj.itemsize):
-            yield _bytes_of(np.ascontiguousarray(obj[index], dtype=native))
+            part = obj[index]
+            piece = room[: part.size].reshape(part.shape)
+            np.copyto(piece, part)
+            yield _bytes_of(piece)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
         own = self.dtype(dtype, where)
         if 0 in shape:
             return np.empty(shape, own)
         return np.ndarray(shape, own, buffer=buffer)
+
+    def sound(self, tensor: Any) -> None:
+        if isinstance(tensor, np.ndarray) and tensor.dtype == np.bool_:
+            raw = tensor.view(np.uint8)
+            if raw.max(initial=0) > 1:
+                np.minimum(raw, 1, out=raw)
 
     def dtype(self, dtype: DType, where: str) -> np.dtype[Any]:
         if dtype.numpy is None:
@@ -167,7 +181,7 @@ class NumpyCodec:
         np.copyto(target, source, casting="unsafe")
 
     def to_device(self, tensor: Any, device: Any) -> Any:
-        if str(device) != "cpu":
+        if str(device).partition(":")[0] != "cpu":
             raise UnsupportedError(f"numpy arrays live on the cpu, not on {device}; load with as_='torch'")
         return tensor
 
@@ -177,16 +191,19 @@ class NumpyCodec:
     def pack(self, obj: object) -> tuple[str, Any] | None:
         if isinstance(obj, np.dtype) and obj.name in BY_NAME and obj.isnative:
             return "numpy.dtype", obj.name
-        if isinstance(obj, np.generic) and obj.dtype.name in BY_NAME:
+        if isinstance(obj, np.generic) and (known := BY_NAME.get(obj.dtype.name)) and known.numpy:
             return "numpy.scalar", [obj.dtype.name, obj.tobytes().hex()]
         return None
 
     def unpack(self, tag: str, data: Any) -> Any:
         name, text = (data, None) if tag == "numpy.dtype" else data
         if name not in BY_NAME:
-            raise FormatError(f"{tag}: no dtype {name!r}")
+            raise ValueError(f"no dtype {name!r:.80}")
         dtype = self.dtype(BY_NAME[name], tag)
-        return dtype if text is None else np.frombuffer(bytes.fromhex(text), dtype)[0]
+        if text is None:
+            return dtype
+        (scalar,) = np.frombuffer(bytes.fromhex(text), dtype)
+        return scalar
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> Any:
@@ -225,7 +242,7 @@ def codec_for(framework: str) -> Codec:
 
 def default_framework() -> str:
     """Tell what `load` gives when nobody asks: torch tensors where torch is installed, else numpy arrays."""
-    return "torch" if "torch" in sys.modules or importlib.util.find_spec("torch") else "numpy"
+    return "torch" if sys.modules.get("torch") or importlib.util.find_spec("torch") else "numpy"
 
 
 class Kinds:
@@ -255,14 +272,14 @@ class Kinds:
     def unpack(self, tag: str, data: Any) -> Any:
         framework = tag.partition(".")[0]
         if framework not in ("numpy", "torch"):
-            raise FormatError(f"snapshot_done: unknown kind {tag!r}; was it written by a newer fastckpt?")
+            raise FormatError(f"unknown kind {tag!r:.80}; was it written by a newer fastckpt?")
         try:
             return codec_for(framework).unpack(tag, data)
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as problem:
-            raise FormatError(f"snapshot_done: {tag} cannot be {data!r}: {problem}") from problem
+        except (TypeError, ValueError, RuntimeError, OverflowError) as problem:
+            raise FormatError(f"{tag} cannot be {data!r:.80}; was it written by a newer fastckpt?") from problem
 
     def _active(self) -> tuple[Codec, ...]:
-        return (codec_for("torch"), NUMPY) if "torch" in sys.modules else (NUMPY,)
+        return (codec_for("torch"), NUMPY) if sys.modules.get("torch") else (NUMPY,)
 
 
 KINDS = Kinds()

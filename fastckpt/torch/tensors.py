@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastckpt.codec import Blob, Memory, row_pieces
+from fastckpt.codec import PIECE, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
-from fastckpt.errors import FormatError, UnsupportedError
+from fastckpt.errors import UnsupportedError
 
 __all__ = ["TORCH", "TorchCodec"]
 
@@ -30,21 +30,24 @@ class TorchCodec:
         _refuse(obj, path)
         shape = tuple(obj.shape)
         dtype = _FROM_TORCH[obj.dtype]
-        if obj.numel() == 0:
+        address = obj.data_ptr() if obj.numel() else 0
+        if not address:  # some devices tell no address: such tensors are never taken for one another
             return Blob(dtype, shape, None)
         strides = tuple(s * dtype.itemsize if n > 1 else 0 for s, n in zip(obj.stride(), shape, strict=True))
         lazy = "conj" * obj.is_conj() + "neg" * obj.is_neg()
-        return Blob(dtype, shape, Memory(str(obj.device), obj.data_ptr(), strides, lazy))
+        return Blob(dtype, shape, Memory(str(obj.device), address, strides, lazy))
 
     def pieces(self, obj: torch.Tensor) -> Iterator[Any]:
-        tensor = obj.detach()
-        if tensor.itemsize == 1:  # several one-byte dtypes cannot be copied under their own name
-            tensor = tensor.view(torch.uint8)
+        tensor = _raw(obj)
         if _in_order(tensor):
             yield _bytes_of(tensor)
             return
+        room = torch.empty(min(tensor.numel(), PIECE // tensor.itemsize), dtype=tensor.dtype)
         for index in row_pieces(tuple(tensor.shape), tensor.itemsize):
-            yield _bytes_of(tensor[index].resolve_conj().resolve_neg().contiguous().cpu())
+            part = tensor[index]
+            piece = room[: part.numel()].view(part.shape)
+            piece.copy_(part)
+            yield _bytes_of(piece)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         own = _TO_TORCH.get(dtype.name) or self.dtype(dtype, where)
@@ -52,6 +55,12 @@ class TorchCodec:
             return torch.empty(shape, dtype=own)
         flat = torch.frombuffer(buffer, dtype=own)
         return flat if len(shape) == 1 else flat.view(shape)
+
+    def sound(self, tensor: torch.Tensor) -> None:
+        if tensor.dtype == torch.bool and tensor.numel():
+            raw = tensor.detach().view(torch.uint8)
+            if raw.max() > 1:
+                raw.clamp_(max=1)
 
     def dtype(self, dtype: DType, where: str) -> torch.dtype:
         own: torch.dtype | None = _TO_TORCH.get(dtype.name)
@@ -88,11 +97,11 @@ class TorchCodec:
     def unpack(self, tag: str, data: Any) -> Any:
         if tag == "torch.Size" and isinstance(data, list) and all(type(n) is int for n in data):
             return torch.Size(data)
-        if tag == "torch.dtype" and isinstance(getattr(torch, data, None), torch.dtype):
-            return getattr(torch, data)
+        if tag == "torch.dtype" and isinstance(vars(torch).get(data), torch.dtype):  # getattr might import something
+            return vars(torch)[data]
         if tag == "torch.device" and isinstance(data, str):
             return torch.device(data)
-        raise FormatError(f"snapshot_done: {tag} cannot be {data!r}; was it written by a newer torch or fastckpt?")
+        raise ValueError("no such value")
 
 
 def _refuse(tensor: torch.Tensor, path: str) -> None:
@@ -119,7 +128,29 @@ def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
         return "tensor on the meta device", "it has no data: move the model to a real device first"
     if tensor.dtype not in _FROM_TORCH:
         return f"tensor of dtype {tensor.dtype}", "convert it to another dtype"
+    if not _is_backed(tensor):
+        return "tensor without memory of its own for all its elements", "clone() it, or gather it first"
     return "", ""
+
+
+def _is_backed(tensor: torch.Tensor) -> bool:
+    """Tell whether there is memory behind every element: a storage can be freed or shrunk under its tensors, and the
+    tensors of torch's function transforms have none."""
+    if tensor._is_zerotensor():
+        return False
+    if not tensor.numel() or tensor.device.type not in ("cpu", "cuda"):
+        return True
+    try:
+        last = tensor.storage_offset() + sum(s * (n - 1) for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+        return (last + 1) * tensor.itemsize <= tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements under a name that can be copied, which several dtypes of one byte cannot."""
+    tensor = tensor.detach()
+    return tensor if tensor.itemsize > 1 or tensor.is_neg() else tensor.view(torch.uint8)
 
 
 def _in_order(tensor: torch.Tensor) -> bool:
