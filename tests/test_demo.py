@@ -99,7 +99,7 @@ def test_whole_demo(made_up: Path, tmp_path: Path) -> None:
     paths = [str(made_up), os.environ.get("PYTHONPATH", ""), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": str(temporary)}
     command = [sys.executable, "-W", "error", str(EXAMPLES / "mnist.py")]
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert set(MANUAL.splitlines()) <= {line.removeprefix("  ") for line in done.stdout.splitlines()}
