@@ -18,18 +18,18 @@ PACKAGE = ROOT / "fastckpt"
 #: Top to bottom. A module may import what stands on a lower line, or further right on its own.
 LAYERS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "rendering", "documents", "nodetext"),
     ("torch", "torch.tensors"),
     ("__init__",),
     ("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying", "contents"),
     ("commit", "staging", "plan"),
     ("comparing", "codec", "marker"),
-    ("tree", "decoding", "encoding", "walks", "places", "values", "moments", "texts", "classes"),
-    ("meta", "metanote", "metatext", "layout", "dtypes", "errors"),
+    ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
+    ("meta", "metatext", "layout", "dtypes", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
-EDGES = {"__main__", "cli", "torch", "torch.tensors"}
+EDGES = {"__main__", "cli", "rendering", "torch", "torch.tensors"}
 OPTIONAL = {"torch", "click", "rich"}
 PURE = {"plan", "marker", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
 LOADS_BY_NAME = {"codec"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
