@@ -125,11 +125,20 @@ class Describer(Reader):
         return ".".join(array_of(record[tag], str, 3))
 
     def moment_text(self, record: Record, tag: str) -> str:
-        (iso,) = array_of([record[tag]], str, 1)
         zone = record.get("tz")
-        return iso if zone is None else f"{iso} {zone}"
+        if type(zone) is dict and "zoneinfo" in zone:
+            return " ".join(array_of([record[tag], zone["zoneinfo"]], str, 2))
+        return str(decode(tag, record).isoformat())
 
-    reads: ClassVar = Reader.reads | {"enum": enum_text, **dict.fromkeys(("datetime", "date", "time"), moment_text)}
+    def zone_text(self, record: Record, tag: str) -> str:
+        return "".join(array_of([record[tag]], str, 1))
+
+    reads: ClassVar = {
+        **Reader.reads,
+        "enum": enum_text,
+        "zoneinfo": zone_text,
+        **dict.fromkeys(("datetime", "date", "time"), moment_text),
+    }
 
 
 def _tag_of(record: Record) -> str:

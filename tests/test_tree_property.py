@@ -50,7 +50,7 @@ zones = st.none() | fixed_zones | st.sampled_from(ZONES or ["UTC"]).map(zoneinfo
 folds = st.integers(0, 1)
 datetimes = st.builds(lambda naive, zone, fold: naive.replace(tzinfo=zone, fold=fold), st.datetimes(), zones, folds)
 times = st.builds(lambda naive, zone, fold: naive.replace(tzinfo=zone, fold=fold), st.times(), zones, folds)
-windows_paths = st.lists(texts, max_size=3).map(lambda parts: PureWindowsPath("C:\\", *parts))
+windows_paths = st.lists(st.text("aÄ .", max_size=3), max_size=3).map(lambda parts: PureWindowsPath("C:\\", *parts))
 path_texts = st.lists(texts, max_size=3).map("/".join)
 paths = st.builds(PosixPath, path_texts) | st.builds(PurePosixPath, path_texts) | windows_paths
 moments = datetimes | times | st.dates() | st.timedeltas() | zones

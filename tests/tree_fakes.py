@@ -53,7 +53,7 @@ KINDS = FakeKinds()
 class Color(Enum):
     RED = 1
     GREEN = "two"
-    CRIMSON = 1  # noqa: PIE796 - an alias
+    CRIMSON = 1  # an alias
 
 
 class Level(IntEnum):
@@ -111,7 +111,7 @@ def exactly(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return kind, [exactly(item) for item in value]
     if kind in (set, frozenset):
-        return kind, sorted(repr(exactly(item)) for item in value)
+        return kind, sorted(map(exactly, value), key=repr)
     if kind in (datetime, time):
         return kind, value.replace(tzinfo=None).isoformat(), value.fold, exactly(value.tzinfo)
     return kind, hex(value) if kind is int else _exactly_one(value)  # repr() of an int has a limit of digits
