@@ -1,9 +1,9 @@
 """The text of a ``meta`` file: protobuf as OneFlow's releases read it, and the JSON of our one comment line.
 
 Accepted is the protobuf that every release reads, in Python and in C++ alike. What only some read (NBSP as a space,
-``0b11``, ``1_000``, ``+3``, octal enum numbers) is refused: nobody writes it. One pass looks at every character once,
-so a hostile file costs no more than a good one of its size. In our line, fields that are not known are passed over,
-for a later version may add some; what is known must be right.
+digits that are not ASCII, ``0b11``, ``1_000``, ``+3``, octal enum numbers) is refused: nobody writes it. One pass looks
+at every character once, so a hostile file costs no more than a good one of its size. In our line, fields that are not
+known are passed over, for a later version may add some; what is known must be right.
 """
 
 from __future__ import annotations
