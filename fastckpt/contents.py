@@ -11,14 +11,15 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
-from fastckpt import _core
+from fastckpt import _core, parallel
 from fastckpt import meta as meta_file
 from fastckpt.commit import previous_of
+from fastckpt.entries import Entry, check_count, entries_of
 from fastckpt.errors import CheckpointError, CorruptError, FormatError, NotCommittedError
 from fastckpt.layout import DONE, META, OUT, PICKLE
-from fastckpt.marker import Marker, parse_marker
+from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
 from fastckpt.meta import Meta
 
 __all__ = ["MAP_LIMIT", "Contents", "Entry", "reading"]
@@ -28,19 +29,13 @@ T = TypeVar("T")
 _PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
+_BATCH = 32  # folders that a thread looks into at a time
+_READERS = 8
 _ATTEMPTS = 100
+_DEPTH = 50  # slashes in a key of others
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
 _NO_ENTRY = -errno.ENOENT
 _NO_FOLDER = -errno.ENOTDIR
-
-
-class Entry(NamedTuple):
-    """One tensor: its folder, its meta, and the folder that its bytes are read from (another one for a tie)."""
-
-    key: str
-    folder: str
-    meta: Meta
-    blob: str
 
 
 def reading(path: str | os.PathLike[str], act: Callable[[Contents], T], *, map_all: bool = False) -> T:
@@ -75,7 +70,7 @@ def reading(path: str | os.PathLike[str], act: Callable[[Contents], T], *, map_a
                 raise
         else:
             for note in contents.notes:
-                warnings.warn(note, stacklevel=4)
+                warnings.warn(note, stacklevel=3)
             return result
         finally:
             os.close(fd)
@@ -110,14 +105,17 @@ class Contents:
         metas = self._metas(folders, map_all and len(folders) <= MAP_LIMIT)
         if self.notes and not metas:
             raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
-        _check_count(metas, self.marker.count, path)
-        self.entries = _entries(metas, path)
+        check_count(metas, self.marker.count, path)
+        self.entries = entries_of(metas, path)
+        first = next(iter(self.entries.values()), None)
+        if first is not None and first.meta.container == DONE and not self.marker.nested:
+            raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")
 
     def _metas(self, folders: Sequence[str], map_all: bool) -> dict[str, Meta]:
         """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
         metas: dict[str, Meta] = {}
         foreign: list[str] = []
-        for folder, (text, out) in zip(folders, _core.scan(self.fd, folders, map=map_all), strict=True):
+        for folder, (text, out) in zip(folders, _scan(self.fd, folders, map_all), strict=True):
             if isinstance(out, _core.Mapping):
                 self._maps[folder] = out
             size = out if isinstance(out, int) else len(out)
@@ -136,7 +134,7 @@ class Contents:
         return metas
 
     def _nested(self, folder: str, is_tensor: bool) -> dict[str, Meta]:
-        inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)]
+        inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
         if not inner and not is_tensor:
             self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
         return self._metas(inner, map_all=False) if inner else {}
@@ -175,18 +173,19 @@ class Contents:
 
     def map(self, entries: Sequence[Entry]) -> list[_core.Mapping]:
         """Map the blobs of some entries, privately; a tie gives the same map twice. Nothing is read."""
-        if self._maps:
-            return [self._maps[entry.blob] for entry in entries]
-        blobs = {entry.blob: entry.meta.nbytes for entry in entries}
+        blobs = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in self._maps}
+        if blobs:
+            self._maps.update(zip(blobs, self._map_files(blobs), strict=True))
+        return [self._maps[entry.blob] for entry in entries]
+
+    def _map_files(self, blobs: dict[str, int]) -> list[_core.Mapping]:
         try:
-            maps = _core.map_files(self.fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
+            return _core.map_files(self.fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
         except _core.SizeChanged as change:
             raise CorruptError(f"{self.path}: {change}; it was changed while being read, load it again") from None
         except OSError as problem:
             problem.filename = os.path.join(self.path, os.fsdecode(problem.filename or ""))
             raise
-        by_blob = dict(zip(blobs, maps, strict=True))
-        return [by_blob[entry.blob] for entry in entries]
 
 
 def _open_folder(path: str) -> int:
@@ -200,6 +199,15 @@ def _open_folder(path: str) -> int:
             return os.open(previous_of(os.path.realpath(path)), flags)
         except OSError:
             raise missing from None
+
+
+def _scan(fd: int, folders: Sequence[str], map_all: bool) -> list[tuple[bytes | int, int | _core.Mapping]]:
+    """Look into all folders; several threads where there are many, for on a cold disk each waits for its own."""
+    batches = [folders[at : at + _BATCH] for at in range(0, len(folders), _BATCH)]
+    scans = parallel.run(
+        lambda batch: _core.scan(fd, batch, map=map_all), batches, min(_READERS, len(folders) // 64 + 1)
+    )
+    return [found for scan in scans for found in scan]
 
 
 def _unreadable(code: int, where: str) -> Exception:
@@ -228,10 +236,9 @@ def _read_marker(path: str, fd: int) -> Marker:
         status = os.fstat(marker)
         if not stat.S_ISREG(status.st_mode):
             raise CorruptError(f"{where}: no plain file, so nothing says that this snapshot is complete")
-        if not status.st_size:
-            return Marker()
         with open(marker, "rb", closefd=False) as file:
-            return parse_marker(file.readline(), status.st_size, where)
+            ours = file.peek(len(PREFIX)).startswith(PREFIX)
+            return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker()
     finally:
         os.close(marker)
 
@@ -264,47 +271,3 @@ def _folders_in(folder: str, dir_fd: int) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     finally:
         os.close(fd)
-
-
-def _check_count(metas: dict[str, Meta], marked: int | None, path: str) -> None:
-    """Notice folders that went missing, came from elsewhere, or disagree."""
-    counts = {meta.count for meta in metas.values() if meta.count is not None}
-    counts |= set() if marked is None else {marked}
-    if len(counts) > 1:
-        raise CorruptError(f"{path}: its folders come from different saves (of {sorted(counts)} tensors)")
-    for count in counts:
-        missing = sorted(set(range(count)) - {meta.place for meta in metas.values() if meta.place is not None})
-        if missing:
-            raise CorruptError(
-                f"{path}: {len(missing)} of {count} tensor folders are missing (the first at place {missing[0]}); "
-                "restore them from a copy, or load an earlier snapshot"
-            )
-        if len(metas) != count:
-            raise CorruptError(f"{path}: {len(metas)} tensor folders, wants {count}; move the extra ones away")
-
-
-def _entries(metas: dict[str, Meta], path: str) -> dict[str, Entry]:
-    """Key to entry, in saved order, ties followed."""
-    entries: dict[str, Entry] = {}
-    for folder, meta in sorted(metas.items(), key=_place):
-        key = folder if meta.name is None else meta.name
-        if key in entries:
-            raise CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {entries[key].folder!r} too")
-        entries[key] = Entry(key, folder, meta, folder)
-    for entry in [entry for entry in entries.values() if entry.meta.same_as is not None]:
-        entries[entry.key] = entry._replace(blob=_blob(entries, entry, path))
-    return entries
-
-
-def _place(item: tuple[str, Meta]) -> tuple[int, str]:
-    folder, meta = item
-    return (-1 if meta.place is None else meta.place), folder
-
-
-def _blob(entries: dict[str, Entry], entry: Entry, path: str) -> str:
-    """Folder of the tensor that this one is tied to."""
-    meta, twin = entry.meta, entries.get(str(entry.meta.same_as))
-    if twin is None or twin.meta.same_as is not None or twin.meta[:2] != meta[:2]:
-        where = f"{path}/{entry.folder}/{META}"
-        raise CorruptError(f"{where}: same_as {meta.same_as!r} is no tensor of its shape and dtype")
-    return twin.folder

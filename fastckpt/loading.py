@@ -12,7 +12,7 @@ from fastckpt import _core, tree
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
-from fastckpt.layout import OUT
+from fastckpt.layout import DONE, META, OUT
 from fastckpt.verifying import check_digest
 
 __all__ = ["Maker", "assemble", "load"]
@@ -82,7 +82,7 @@ def load(
         return contents, {e.key: (e, b) for e, b in zip(entries, buffers, strict=True)}
 
     contents, found = reading(path, act, map_all=keys is None and mmap is not False)
-    if keys is None and contents.marker.record is not None:
+    if keys is None and contents.marker.nested:
         return assemble(contents, lambda key, framework: make(*found[key], framework))
     tensors = make.all(found.values())
     return tensors if keys is not None else assemble(contents, lambda key, _: tensors[key])
@@ -120,22 +120,26 @@ class Maker:
     def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:
         key, _, meta, _ = entry
         made = codec.make(buffer, meta.dtype, meta.shape, key)
-        return made if self._device is None else codec.to_device(made, self._device)
+        if meta.dtype.name == "bool":
+            codec.sound(made)
+        stays = self._device is None or codec is not self._default  # an array among tensors has no other place
+        return made if stays else codec.to_device(made, self._device)
 
 
 def assemble(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
-    """Build the saved object, asking `leaf` for each tensor by its key and the framework it was saved from ("" for a flat
-    snapshot, which belongs to none)."""
-    record = contents.marker.record
-    if record is not None:
-        return tree.unflatten(record, _present(contents, leaf), KINDS.unpack)
+    """Build the saved object, asking `leaf` for each tensor by its key and the framework it was saved from ("" for a
+    flat snapshot, which belongs to none)."""
+    leaf = _present(contents, leaf)
+    if contents.marker.nested:
+        return tree.unflatten(contents.marker.record, leaf, KINDS.unpack, where=f"{contents.path}/{DONE}")
     entries = contents.entries
-    container = next(iter(entries.values())).meta.container if entries else None
-    if container is None:
+    first = next(iter(entries.values()), None)
+    if first is None or first.meta.container is None:
         return {key: leaf(key, "") for key in entries}
-    flat: Any = tree.unflatten(container, leaf, KINDS.unpack)
+    where = f"{contents.path}/{first.folder}/{META}"
+    flat: Any = tree.unflatten(first.meta.container, leaf, KINDS.unpack, where=where)
     if not isinstance(flat, dict) or flat:
-        raise CorruptError(f"{contents.path}: the container of a flat snapshot must be an empty dict, not {flat!r:.80}")
+        raise CorruptError(f"{where}: the container of a flat snapshot must be an empty dict, not {flat!r:.80}")
     for key in entries:
         flat[key] = leaf(key, "")
     return flat

@@ -17,15 +17,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastckpt.errors import CorruptError, FormatError
+from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 
-__all__ = ["ALIGN", "SMALL", "IndexEntry", "Marker", "format_marker", "parse_index", "parse_marker"]
+__all__ = [
+    "ALIGN",
+    "LINE_LIMIT",
+    "PREFIX",
+    "SMALL",
+    "IndexEntry",
+    "Marker",
+    "format_marker",
+    "parse_index",
+    "parse_marker",
+]
 
 VERSION = 1
 ALIGN = 64  # bytes: what every dtype and every vector unit is content with
 SMALL = 4096  # bytes: blobs up to here are copied into an index
-
-_PREFIX = b'{"format":"fastckpt",'
+LINE_LIMIT = 256 << 20  # bytes of one line: it is read as a whole
+PREFIX = b'{"format":"fastckpt",'
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +57,37 @@ class Marker:
     count : int or None
         Number of tensors.
     record : JSON or None
-        The nested object (`fastckpt.tree`); None where the metas say everything.
+        The nested object (`fastckpt.tree`); None where the metas say everything, and for a saved None.
     index : tuple of int or None
         Bytes of the table, where the copies begin, bytes of the whole file.
+    nested : bool
+        There is a record.
     """
 
     count: int | None = None
     record: Any = None
     index: tuple[int, int, int] | None = None
+    nested: bool = False
 
 
-def format_marker(count: int, record: Any, entries: Sequence[IndexEntry] | None) -> tuple[bytes, int]:
-    """Give the text before the copies, padded, and the length of all copies (0 for an empty or index-less marker)."""
-    head: dict[str, Any] = {"format": "fastckpt", "version": VERSION, "count": count}
-    if record is not None:
-        head["object"] = record
-    if entries is None:
-        return _line(head), 0
+def format_marker(entries: Sequence[IndexEntry], *record: Any) -> tuple[bytes, int]:
+    """Give the text before the copies, padded, and the length of all copies.
+
+    Parameters
+    ----------
+    entries : sequence of IndexEntry
+        All tensors.
+    *record : JSON
+        The nested object; left out for a flat one.
+
+    Raises
+    ------
+    UnsupportedError
+        The object holds more plain values than a line may.
+    """
+    head: dict[str, Any] = {"format": "fastckpt", "version": VERSION, "count": len(entries)}
+    if record:
+        (head["object"],) = record
     table = _line([[e.folder, e.meta.decode("ascii"), e.nbytes, e.copy_at] for e in entries])
     copies = max((e.copy_at + _aligned(e.nbytes) for e in entries if e.copy_at is not None), default=0)
     copies_at = 0
@@ -71,6 +95,11 @@ def format_marker(count: int, record: Any, entries: Sequence[IndexEntry] | None)
         head["index"] = [len(table), copies_at, copies_at + copies]
         copies_at = _aligned(len(_line(head)) + len(table))
     text = _line(head) + table
+    if len(text) > LINE_LIMIT:
+        raise UnsupportedError(
+            f"the object's names and plain values take {len(text) >> 20} MiB as JSON, more than {LINE_LIMIT >> 20}; "
+            "keep long histories and bytes as tensors"
+        )
     return text + bytes(copies_at - len(text)), copies
 
 
@@ -84,7 +113,7 @@ def parse_marker(line: bytes, size: int, where: str) -> Marker:
     CorruptError
         The file was cut off, or has grown.
     """
-    if not line.startswith(_PREFIX):
+    if not line.startswith(PREFIX):
         return Marker()
     if not line.endswith(b"\n"):
         raise CorruptError(f"{where}: the first line has no end; the file was cut off, load an earlier snapshot")
@@ -101,15 +130,21 @@ def parse_marker(line: bytes, size: int, where: str) -> Marker:
     wanted = len(line) if index is None else index[2]
     if size != wanted:
         raise CorruptError(f"{where}: wants {wanted} bytes, file has {size}; load an earlier snapshot")
-    return Marker(count, head.get("object"), None if index is None else (index[0], index[1], index[2]))
+    lengths = None if index is None else (index[0], index[1], index[2])
+    return Marker(count, head.get("object"), lengths, "object" in head)
 
 
 def parse_index(table: bytes, where: str) -> list[IndexEntry]:
     """Read the second line of a marker."""
     try:
-        return [IndexEntry(f, m.encode("ascii"), n, c) for f, m, n, c in json.loads(table)]
+        entries = [IndexEntry(f, m.encode("ascii"), n, c) for f, m, n, c in json.loads(table)]
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise FormatError(f"{where}: the index cannot be read: {problem}") from problem
+    for entry in entries:
+        numbers = (entry.nbytes, 0 if entry.copy_at is None else entry.copy_at)
+        if type(entry.folder) is not str or not all(type(n) is int and n >= 0 for n in numbers):
+            raise FormatError(f"{where}: the index has an entry that cannot be: {entry!r:.200}")
+    return entries
 
 
 def _are_lengths(value: Any) -> bool:

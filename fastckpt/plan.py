@@ -12,7 +12,7 @@ import numpy as np
 
 from fastckpt import meta as meta_file
 from fastckpt.codec import Blob, Codec, codec_for
-from fastckpt.layout import folders_for
+from fastckpt.layout import DONE, folders_for
 from fastckpt.marker import ALIGN, SMALL, IndexEntry, format_marker
 from fastckpt.meta import Meta
 from fastckpt.tree import Leaf
@@ -81,7 +81,7 @@ class WritePlan:
         blobs = [codec.describe(leaf.value, leaf.path) for leaf, codec in zip(leaves, codecs, strict=True)]
         twins = _twins(blobs)
         _warn_of_overlaps(leaves, blobs, twins)
-        flat, container = _container(record, leaves) if flat else (False, None)
+        flat, container = _container(record, leaves) if flat else (False, DONE)
         folders = folders_for([leaf.key for leaf in leaves])
         items = tuple(
             WriteItem(
@@ -96,7 +96,7 @@ class WritePlan:
         )
         if flat and not index:
             return cls(items, b"", 0)
-        return cls(items, *format_marker(len(items), None if flat else record, _index_of(items)))
+        return cls(items, *format_marker(_index_of(items), *(() if flat else (record,))))
 
     def small_blobs(self) -> Iterator[Any]:
         """Give the copies that follow the marker's text, each padded to ALIGN."""
@@ -127,13 +127,13 @@ def _meta_of(
 
 
 def _container(record: Any, leaves: Sequence[Leaf]) -> tuple[bool, Any]:
-    """Whether the metas can hold what a flat object is, and what the first of them says: nothing for a plain dict, else
-    the record without its items."""
+    """Whether the metas can hold what a flat object is, and what the first of them says: nothing for a plain dict, the
+    record without its items for another, and where they cannot hold it, the name of the file that does."""
     if "OrderedDict" not in record:
         return True, None
     container = {**record, "OrderedDict": []}
-    fits = bool(leaves) and len(json.dumps(container)) <= _CONTAINER_LIMIT
-    return fits, container if fits else None
+    fits = 0 < len(leaves) == len(record["OrderedDict"]) and len(json.dumps(container)) <= _CONTAINER_LIMIT
+    return fits, container if fits else DONE
 
 
 def _twins(blobs: Sequence[Blob]) -> list[int | None]:

@@ -136,7 +136,7 @@ class Snapshot(Mapping[str, Any]):
     @property
     def is_nested(self) -> bool:
         """Whether more than a flat dict of tensors was saved."""
-        return self._contents.marker.record is not None
+        return self._contents.marker.nested
 
     @property
     def record(self) -> Any:
