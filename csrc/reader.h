@@ -41,7 +41,8 @@ struct fc_folder {
  * metas and FC_SMALL_BLOB for blobs. Returns how many folders it has done, at least one (0 only when `count` is 0): call
  * it again, with more room, for the others.
  */
-size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas, struct fc_room *blobs);
+size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas,
+                       struct fc_room *blobs);
 
 /*
  * Fill `data` with the `length` bytes at `offset` of a file that must have `size` bytes (any size when negative).

@@ -28,10 +28,8 @@ int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t 
 
 int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, struct fc_error *err)
 {
-    if (fc_write_at(writer->fd, data, length, writer->size, err) < 0) {
-        fc_abandon_writer(writer);
+    if (fc_write_at(writer->fd, data, length, writer->size, err) < 0)
         return -1;
-    }
     writer->size += (off_t)length;
     return 0;
 }

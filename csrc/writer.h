@@ -3,8 +3,7 @@
  *
  * The caller owns the pieces and may make each one while the file is open; the writer owns the descriptor. What it
  * writes goes through the page cache at the end of what is there; it never opens, changes or removes a file that
- * existed before. After any error the descriptor is closed and the file, of whatever length, stays: the caller throws
- * its folder away.
+ * existed before. After an error the file, of whatever length, stays: the caller throws its folder away.
  */
 #ifndef FC_WRITER_H
 #define FC_WRITER_H
@@ -27,14 +26,13 @@ struct fc_writer {
  */
 int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, struct fc_error *err);
 
-/* Append one piece. On error the writer is closed. */
+/* Append one piece. After an error the writer is still to be abandoned. */
 int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, struct fc_error *err);
 
 /*
  * Check that the file has the size that was written, make it durable (`sync`) or start to, and close it.
  * 0 means with `sync`: the content survives a power cut (the file's name does once its folder is synced as well).
- * Without `sync`: nothing is durable before an fc_sync_system. The writer is closed in every case; nothing is tried
- * twice.
+ * Without `sync`: nothing is durable before an fc_sync_system. The writer is closed in every case.
  */
 int fc_finish_writer(struct fc_writer *writer, bool sync, struct fc_error *err);
 

@@ -78,8 +78,9 @@ cdef extern from "canon.h" nogil:
 
 
 @cython.final
+@cython.no_gc
 cdef class Mapping:
     cdef void *address
     cdef size_t size
-    cdef object owner
+    cdef object owner  # of memory that is no map; None if it is one
     cdef object __weakref__

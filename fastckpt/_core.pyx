@@ -261,11 +261,13 @@ def renameat2(int olddirfd, old, int newdirfd, new, unsigned int flags):
 
 
 @cython.final
+@cython.no_gc  # its owner refers to nothing; were it cleared before this is, memory of malloc would be unmapped
 cdef class Mapping:
     """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
 
     Whoever uses the memory holds this object; when nobody does, it is unmapped. It outlives the file's name, and what
-    is changed in it stays in memory. The bytes of small files are a part of memory that several of these share. `map_files` makes these; one that was made otherwise is empty.
+    is changed in it stays in memory. The bytes of small files are a part of memory that several of these share. Made by
+    `map_files` and `scan`; one that was made otherwise is empty.
     """
 
     def __dealloc__(self):
@@ -344,8 +346,8 @@ def scan(int dirfd, folders, *, bint map=False):
     Returns
     -------
     list of (bytes or int, int or Mapping)
-        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its bytes, or
-        minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
+        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its bytes,
+        or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
     """
     cdef list names = [_encode(name) for name in folders]
     cdef size_t count = <size_t>len(names), at = 0, done, i

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import socket
@@ -300,6 +301,17 @@ def test_scan_maps_what_it_finds(folder: Folder) -> None:
     assert maps_of(folder.path) == 0
 
 
+def test_small_blobs_in_one_memory(folder: Folder) -> None:
+    names = [folder.tensor(f"t{i}", b"meta", bytes([i]) * 4096) for i in range(40)]
+    blobs = [out for _, out in _core.scan(folder.fd, names, map=True) if isinstance(out, _core.Mapping)]
+    memoryview(blobs[7])[:] = bytes(4096)
+    assert [np.frombuffer(memoryview(blob), "u1").ctypes.data % 64 for blob in blobs] == [0] * 40
+    assert not any(gc.is_tracked(blob) for blob in blobs)  # a collector that clears one would cut it from its memory
+    last = blobs[1::2]
+    del blobs
+    assert [bytes(blob) for blob in last] == [bytes([0 if i == 7 else i]) * 4096 for i in range(1, 40, 2)]
+
+
 @pytest.mark.parametrize("kind", ODD)
 def test_scan_maps_no_more_than_it_reads(folder: Folder, kind: str) -> None:
     odd_meta, odd_out, good = (folder.tensor(name, b"meta", b"out") for name in ("odd_meta", "odd_out", "good"))
@@ -436,12 +448,26 @@ def test_odd_spellings_of_a_path(folder: Folder) -> None:
     assert bytes(_core.map_files(folder.fd, ["..b/out"], [3])[0]) == b"abc"
 
 
-def test_maps_that_do_not_fit_are_all_undone(folder: Folder) -> None:
+def vast_file(folder: Folder) -> Path:
+    """8 TiB, none of them on the disk."""
     path = folder.path / folder.file("out", b"")
     try:
         os.truncate(path, 8 << 40)
     except OSError:
         pytest.skip("no file system for large files")
+    return path
+
+
+@pytest.mark.skipif(Path("/proc/sys/vm/overcommit_memory").read_text() == "2\n", reason="every map counts as memory")
+def test_map_may_be_larger_than_memory(folder: Folder) -> None:
+    vast_file(folder)
+    (mapping,) = _core.map_files(folder.fd, ["out"], [8 << 40])
+    assert len(mapping) == 8 << 40
+    assert memoryview(mapping)[-3:] == b"\0\0\0"
+
+
+def test_maps_that_do_not_fit_are_all_undone(folder: Folder) -> None:
+    path = vast_file(folder)
     with pytest.raises(OSError, match="map: ") as caught:
         _core.map_files(folder.fd, ["out"] * 100, [8 << 40] * 100)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOMEM, "out")
@@ -695,6 +721,14 @@ def test_read_that_the_disk_refuses(folder: Folder) -> None:
         refusing("pread64", errno.EIO, lambda: _core.read_into(folder.fd, "t/out", 0, bytearray(3)))
     assert (caught.value.errno, caught.value.filename) == (errno.EIO, "t/out")
     assert refusing("pread64", errno.EIO, lambda: _core.scan(folder.fd, ["t"])) == [(-errno.EIO, 3)]
+
+
+def test_advice_that_fails_undoes_the_maps(folder: Folder) -> None:
+    folder.file("out", b"abc")
+    with pytest.raises(OSError, match="advise: ") as caught:
+        refusing("madvise", errno.EFAULT, lambda: _core.map_files(folder.fd, ["out"] * 2, [3, 3], advice=1))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFAULT, "out")
+    assert maps_of(folder.path) == 0
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])
