@@ -29,8 +29,9 @@ T = TypeVar("T")
 _PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
-_BATCH = 32  # folders that a thread looks into at a time
+_BATCH = 256  # folders that a thread looks into at a time, at most
 _READERS = 8
+_WORTH_A_THREAD = 64  # folders
 _ATTEMPTS = 100
 _DEPTH = 50  # slashes in a key of others
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
@@ -203,10 +204,10 @@ def _open_folder(path: str) -> int:
 
 def _scan(fd: int, folders: Sequence[str], map_all: bool) -> list[tuple[bytes | int, int | _core.Mapping]]:
     """Look into all folders; several threads where there are many, for on a cold disk each waits for its own."""
-    batches = [folders[at : at + _BATCH] for at in range(0, len(folders), _BATCH)]
-    scans = parallel.run(
-        lambda batch: _core.scan(fd, batch, map=map_all), batches, min(_READERS, len(folders) // 64 + 1)
-    )
+    threads = min(_READERS, len(folders) // _WORTH_A_THREAD) or 1
+    size = min(_BATCH, -(-len(folders) // threads) or 1)
+    batches = [folders[at : at + size] for at in range(0, len(folders), size)]
+    scans = parallel.run(lambda batch: _core.scan(fd, batch, map=map_all), batches, threads)
     return [found for scan in scans for found in scan]
 
 
@@ -236,6 +237,8 @@ def _read_marker(path: str, fd: int) -> Marker:
         status = os.fstat(marker)
         if not stat.S_ISREG(status.st_mode):
             raise CorruptError(f"{where}: no plain file, so nothing says that this snapshot is complete")
+        if not status.st_size:
+            return Marker()
         with open(marker, "rb", closefd=False) as file:
             ours = file.peek(len(PREFIX)).startswith(PREFIX)
             return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker()

@@ -15,7 +15,7 @@ from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.layout import DONE, META, OUT
 from fastckpt.verifying import check_digest
 
-__all__ = ["Maker", "assemble", "load"]
+__all__ = ["Maker", "flat", "load", "nested"]
 
 
 def load(
@@ -72,20 +72,21 @@ def load(
     _check_arguments(path, weights_only, foreign)
     make = Maker(as_, _device(map_location, device))
 
-    def act(contents: Contents) -> tuple[Contents, dict[str, tuple[Entry, Any]]]:
+    def act(contents: Contents) -> tuple[Contents, list[Entry], list[Any]]:
         entries = contents.select(keys)
         lazy = len(entries) <= MAP_LIMIT if mmap is None else mmap
         buffers = contents.map(entries) if lazy else _read(contents, entries)
         if verify:
             for entry, buffer in zip(entries, buffers, strict=True):
                 check_digest(entry.meta.digest, buffer, f"{contents.path}/{entry.blob}/{OUT}")
-        return contents, {e.key: (e, b) for e, b in zip(entries, buffers, strict=True)}
+        return contents, entries, buffers
 
-    contents, found = reading(path, act, map_all=keys is None and mmap is not False)
+    contents, entries, buffers = reading(path, act, map_all=keys is None and mmap is not False)
     if keys is None and contents.marker.nested:
-        return assemble(contents, lambda key, framework: make(*found[key], framework))
-    tensors = make.all(found.values())
-    return tensors if keys is not None else assemble(contents, lambda key, _: tensors[key])
+        found = {entry.key: (entry, buffer) for entry, buffer in zip(entries, buffers, strict=True)}
+        return nested(contents, lambda key, framework: make(*found[key], framework))
+    tensors = make.all(entries, buffers)
+    return tensors if keys is not None else flat(contents, tensors)
 
 
 class Maker:
@@ -106,15 +107,15 @@ class Maker:
             self._made[entry.blob, codec.name] = made
         return made
 
-    def all(self, found: Iterable[tuple[Entry, Any]]) -> dict[str, Any]:
+    def all(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> dict[str, Any]:
         """Make the tensors of a flat object, by key."""
-        codec, first = self._default, dict[str, Any]()  # by blob
-        tensors = {}
-        for entry, buffer in found:
-            made = first.get(entry.blob)
-            if made is None:
-                made = first[entry.blob] = self._make(codec, entry, buffer)
-            tensors[entry.key] = made
+        tensors: dict[str, Any] = {}
+        first: dict[str, Any] = {}  # by blob
+        for entry, buffer in zip(entries, buffers, strict=True):
+            key, _, _, blob = entry
+            if blob not in first:
+                first[blob] = self._make(self._default, entry, buffer)
+            tensors[key] = first[blob]
         return tensors
 
     def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:
@@ -126,32 +127,28 @@ class Maker:
         return made if stays else codec.to_device(made, self._device)
 
 
-def assemble(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
-    """Build the saved object, asking `leaf` for each tensor by its key and the framework it was saved from ("" for a
-    flat snapshot, which belongs to none)."""
-    leaf = _present(contents, leaf)
-    if contents.marker.nested:
-        return tree.unflatten(contents.marker.record, leaf, KINDS.unpack, where=f"{contents.path}/{DONE}")
-    entries = contents.entries
-    first = next(iter(entries.values()), None)
-    if first is None or first.meta.container is None:
-        return {key: leaf(key, "") for key in entries}
-    where = f"{contents.path}/{first.folder}/{META}"
-    flat: Any = tree.unflatten(first.meta.container, leaf, KINDS.unpack, where=where)
-    if not isinstance(flat, dict) or flat:
-        raise CorruptError(f"{where}: the container of a flat snapshot must be an empty dict, not {flat!r:.80}")
-    for key in entries:
-        flat[key] = leaf(key, "")
-    return flat
+def nested(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
+    """Build a nested object, asking `leaf` for each tensor by its key and the framework it was saved from."""
 
-
-def _present(contents: Contents, leaf: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
     def present(key: str, framework: str) -> Any:
         if key not in contents.entries:
             raise CorruptError(f"{contents.path}: the object holds a tensor {key!r} that no folder has")
         return leaf(key, framework)
 
-    return present
+    return tree.unflatten(contents.marker.record, present, KINDS.unpack, where=f"{contents.path}/{DONE}")
+
+
+def flat(contents: Contents, items: dict[str, Any]) -> Any:
+    """Put the items of a flat object into the kind of dict that was saved."""
+    first = next(iter(contents.entries.values()), None)
+    if first is None or first.meta.container is None:
+        return items
+    where = f"{contents.path}/{first.folder}/{META}"
+    container: Any = tree.unflatten(first.meta.container, lambda key, _: items[key], KINDS.unpack, where=where)
+    if not isinstance(container, dict) or container:
+        raise CorruptError(f"{where}: the container of a flat snapshot must be an empty dict, not {container!r:.80}")
+    container.update(items)
+    return container
 
 
 def _read(contents: Contents, entries: Sequence[Entry]) -> list[Any]:

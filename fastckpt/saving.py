@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fastckpt import tree
+from fastckpt import parallel, tree
 from fastckpt.codec import KINDS
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
@@ -81,14 +80,10 @@ def _plan(obj: Any, index: bool) -> WritePlan:
 
 
 def _write(plan: WritePlan, stage: Stage, threads: int, sync: bool) -> None:
-    """Write every tensor; the first error wins, and no thread is left when this returns."""
-    with ThreadPoolExecutor(threads, "fastckpt-write") as pool:
-        try:
-            for done in [pool.submit(_write_one, item, stage, sync) for item in plan.items if item.twin is None]:
-                done.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    """Write every tensor, the largest first, so that no thread is left alone with one at the end; then the ties."""
+    own = [item for item in plan.items if item.twin is None]
+    own.sort(key=lambda item: item.blob.nbytes, reverse=True)
+    parallel.run(lambda item: _write_one(item, stage, sync), own, threads)
     for item in plan.items:
         if item.twin is not None and not stage.link_tensor(item.folder, item.meta, item.twin, sync=sync):
             _write_one(item, stage, sync)
