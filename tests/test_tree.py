@@ -12,6 +12,7 @@ import types
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -135,6 +136,7 @@ def read(record: Any, **options: Any) -> Any:
         (PurePosixPath("/"), {"PurePosixPath": "/"}),
         (PureWindowsPath("c:/x"), {"PureWindowsPath": "c:\\x"}),
         (datetime(2026, 1, 2, 3, fold=1), {"datetime": "2026-01-02T03:00:00", "fold": 1}),
+        (clock(3, 4, 5, 6), {"time": "03:04:05.000006"}),
         (date(2026, 1, 2), {"date": "2026-01-02"}),
         (timedelta(-1), {"timedelta": [-1, 0, 0]}),
         (timezone.utc, {"timezone": [0, 0, 0]}),
@@ -335,6 +337,13 @@ def test_an_enum_with_a_hash_of_its_own_is_no_key_and_no_element() -> None:
             read(record)
 
 
+@pytest.mark.parametrize("fields", [["x"], (1,), "x"])
+def test_fields_of_another_kind_make_no_named_tuple(fields: Any) -> None:
+    odd = type("Odd", (tuple,), {"_fields": fields})
+    with pytest.raises(UnsupportedError, match="obj: Odd cannot be stored; store a plain tuple instead"):
+        tree.flatten(odd([0]), KINDS)
+
+
 def test_a_named_tuple_with_a_name_that_nobody_could_imitate_is_refused() -> None:
     odd = type("odd name", (tuple,), {"_fields": ()})
     with pytest.raises(UnsupportedError, match="is no usual named tuple"):
@@ -430,6 +439,8 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"int": "0x_1"}, "snapshot_done: obj: wanted a int"),
     ({"float": "NaN"}, "snapshot_done: obj: wanted a float"),
     ({"complex": [1, 2]}, "snapshot_done: obj: wanted a complex, found an array"),
+    ({"complex": [1.0]}, "snapshot_done: obj: wanted a complex, found an array"),
+    ({"complex": 1.0}, "snapshot_done: obj: wanted a complex, found a float"),
     ({"bytes": "QUI"}, "snapshot_done: obj: wanted a bytes, found 'QUI'"),
     ({"bytes": "é" * 100}, "snapshot_done: obj: wanted a bytes"),
     ({"str": "gA=="}, "snapshot_done: obj: wanted a str"),
