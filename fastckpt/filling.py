@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastckpt import _core, tree
-from fastckpt.codec import KINDS, codec_for
+from fastckpt.codec import KINDS, Codec, codec_for
 from fastckpt.contents import Contents, Entry, reading
-from fastckpt.errors import MismatchError
+from fastckpt.dtypes import DType
+from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.layout import OUT
 from fastckpt.tree import Leaf
 from fastckpt.verifying import check_digest
@@ -52,31 +53,47 @@ def load_into(
     Raises
     ------
     MismatchError
-        Shapes differ, or, with `strict`, keys do; nothing was changed. A RuntimeError, as with torch.
+        Shapes differ, a tensor cannot be changed or its dtype not be converted, or, with `strict`, keys differ; nothing
+        was changed. A RuntimeError, as with torch.
+    OSError
+        What the system refused. Some tensors may have been filled if a file could not be read.
     """
     leaves, _ = tree.flatten(KINDS.state_of(model_or_state), KINDS)
+    targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
 
     def act(contents: Contents) -> IncompatibleKeys:
-        keys, pairs = _match(model_or_state, leaves, contents, strict)
+        keys = _match(model_or_state, targets, contents, strict)
+        pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
         if verify:
             entries = [entry for _, entry in pairs]
             for entry, blob in zip(entries, contents.map(entries), strict=True):
                 check_digest(entry.meta.digest, blob, f"{contents.path}/{entry.blob}/{OUT}")
-        for leaf, entry in pairs:
-            _fill(leaf, entry, contents)
+        _fill(pairs, contents)
         return keys
 
     return reading(path, act)
 
 
-def _match(
-    target: Any, leaves: Sequence[Leaf], contents: Contents, strict: bool
-) -> tuple[IncompatibleKeys, list[tuple[Leaf, Entry]]]:
-    own = {leaf.key for leaf in leaves}
-    missing = [leaf.key for leaf in leaves if leaf.key not in contents.entries]
-    unexpected = [key for key in contents.entries if key not in own]
-    pairs = [(leaf, contents.entries[leaf.key]) for leaf in leaves if leaf.key in contents.entries]
-    problems = [text for leaf, entry in pairs if (text := _mismatch(leaf, entry))]
+class _Target(NamedTuple):
+    """A tensor to be filled."""
+
+    value: Any
+    codec: Codec
+    dtype: DType
+    shape: tuple[int, ...]
+    obstacle: str
+
+    @classmethod
+    def of(cls, leaf: Leaf) -> _Target:
+        codec = codec_for(leaf.framework)
+        blob = codec.describe(leaf.value, leaf.path)
+        return cls(leaf.value, codec, blob.dtype, blob.shape, codec.obstacle(leaf.value))
+
+
+def _match(target: Any, targets: dict[str, _Target], contents: Contents, strict: bool) -> IncompatibleKeys:
+    missing = [key for key in targets if key not in contents.entries]
+    unexpected = [key for key in contents.entries if key not in targets]
+    problems = [text for key, entry in contents.entries.items() if (text := _mismatch(targets.get(key), entry))]
     if strict and missing:
         problems.append("Missing key(s) in snapshot: " + ", ".join(f'"{key}"' for key in missing) + ".")
     if strict and unexpected:
@@ -84,22 +101,42 @@ def _match(
     if problems:
         head = f"Error(s) in loading {contents.path} into {type(target).__name__}, which is unchanged:"
         raise MismatchError("\n\t".join([head, *problems]))
-    return IncompatibleKeys(missing, unexpected), pairs
+    return IncompatibleKeys(missing, unexpected)
 
 
-def _mismatch(leaf: Leaf, entry: Entry) -> str:
-    shape = codec_for(leaf.framework).describe(leaf.value, leaf.path).shape
-    if shape == entry.meta.shape:
+def _mismatch(target: _Target | None, entry: Entry) -> str:
+    """Say why this tensor cannot be filled; nothing where it can, or where there is none."""
+    if target is None:
         return ""
-    return f"size mismatch for {leaf.key}: the snapshot has {entry.meta.shape}, the target wants {shape}."
+    if target.shape != entry.meta.shape:
+        return f"size mismatch for {entry.key}: the snapshot has {entry.meta.shape}, the target wants {target.shape}."
+    if target.obstacle:
+        return f"{entry.key} cannot be filled: {target.obstacle}."
+    if target.dtype == entry.meta.dtype:
+        return ""
+    try:
+        _fill_one(
+            target._replace(value=target.codec.one(target.value)), entry, bytearray(entry.meta.dtype.itemsize), (1,)
+        )
+    except (UnsupportedError, RuntimeError, TypeError) as problem:
+        return f"dtype mismatch for {entry.key}: {entry.meta.dtype.name} cannot become {target.dtype.name} ({problem})."
+    return ""
 
 
-def _fill(leaf: Leaf, entry: Entry, contents: Contents) -> None:
-    codec = codec_for(leaf.framework)
-    same_dtype = codec.describe(leaf.value, leaf.path).dtype == entry.meta.dtype
-    memory = codec.memory_of(leaf.value) if same_dtype else None
-    if memory is not None:
-        _core.read_into(contents.fd, f"{entry.blob}/{OUT}", 0, memory, size=entry.meta.nbytes)
-    elif entry.meta.nbytes:
-        (blob,) = contents.map([entry])
-        codec.fill(leaf.value, codec.make(blob, entry.meta.dtype, entry.meta.shape, entry.key))
+def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> None:
+    """Read straight into the targets that lie as their blobs do; copy into the others from maps, all made before."""
+    straight = [t.codec.memory_of(t.value) if t.dtype == e.meta.dtype else None for t, e in pairs]
+    crooked = [pair for pair, memory in zip(pairs, straight, strict=True) if memory is None and pair[1].meta.nbytes]
+    maps = contents.map([entry for _, entry in crooked])
+    for (target, entry), memory in zip(pairs, straight, strict=True):
+        if memory is not None:
+            _core.read_into(contents.fd, f"{entry.blob}/{OUT}", 0, memory, size=entry.meta.nbytes)
+            target.codec.sound(target.value)
+    for (target, entry), blob in zip(crooked, maps, strict=True):
+        _fill_one(target, entry, blob, entry.meta.shape)
+
+
+def _fill_one(target: _Target, entry: Entry, blob: Any, shape: tuple[int, ...]) -> None:
+    source = target.codec.make(blob, entry.meta.dtype, shape, entry.key)
+    target.codec.sound(source)
+    target.codec.fill(target.value, source)

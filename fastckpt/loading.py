@@ -144,7 +144,7 @@ def flat(contents: Contents, items: dict[str, Any]) -> Any:
     if first is None or first.meta.container is None:
         return items
     where = f"{contents.path}/{first.folder}/{META}"
-    container: Any = tree.unflatten(first.meta.container, lambda key, _: items[key], KINDS.unpack, where=where)
+    container: Any = tree.unflatten(first.meta.container, lambda key, _: items.get(key), KINDS.unpack, where=where)
     if not isinstance(container, dict) or container:
         raise CorruptError(f"{where}: the container of a flat snapshot must be an empty dict, not {container!r:.80}")
     container.update(items)

@@ -62,12 +62,15 @@ class Marker:
         Bytes of the table, where the copies begin, bytes of the whole file.
     nested : bool
         There is a record.
+    table_at : int
+        Bytes of the first line: where the table begins, if there is one.
     """
 
     count: int | None = None
     record: Any = None
     index: tuple[int, int, int] | None = None
     nested: bool = False
+    table_at: int = 0
 
 
 def format_marker(entries: Sequence[IndexEntry], *record: Any) -> tuple[bytes, int]:
@@ -131,7 +134,7 @@ def parse_marker(line: bytes, size: int, where: str) -> Marker:
     if size != wanted:
         raise CorruptError(f"{where}: wants {wanted} bytes, file has {size}; load an earlier snapshot")
     lengths = None if index is None else (index[0], index[1], index[2])
-    return Marker(count, head.get("object"), lengths, "object" in head)
+    return Marker(count, head.get("object"), lengths, "object" in head, len(line))
 
 
 def parse_index(table: bytes, where: str) -> list[IndexEntry]:

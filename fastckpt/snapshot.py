@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 from fastckpt import _core
 from fastckpt.codec import Codec, codec_for, default_framework
 from fastckpt.contents import Contents, Entry, reading
-from fastckpt.loading import assemble
+from fastckpt.loading import flat, nested
+from fastckpt.slicing import run_of, spell_out
 
 __all__ = ["Snapshot", "TensorHandle", "open"]
+
+_LONG_RUN = 256 << 10  # bytes in one run that are worth the kernel's read-ahead
 
 
 def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
@@ -95,15 +97,16 @@ class TensorHandle:
 
         Parameters
         ----------
-        index : int, slice, Ellipsis, or a tuple of them
-            As numpy's basic indexing.
+        index : int, slice, Ellipsis, None, or a tuple of them
+            As numpy's basic indexing. Torch has no backward steps: there, such a slice is a copy.
         """
-        parts = index if isinstance(index, tuple) else (index,)
-        if not all(part is Ellipsis or isinstance(part, slice) or _is_int(part) for part in parts):
-            raise TypeError(f"{self.name}: index with integers, slices and ..., or take [:] first")
-        if len([part for part in parts if part is not Ellipsis]) > 1 and self.nbytes:
-            self._map.advise(_core.MADV_RANDOM)  # read-ahead would fetch what lies between the parts
-        return self._codec.make(self._map, self._entry.meta.dtype, self.shape, self.name)[index]
+        meta = self._entry.meta
+        parts = spell_out(index, self.shape, self.name)
+        gaps = run_of(parts, self.shape) * meta.dtype.itemsize < min(_LONG_RUN, self.nbytes)
+        self._map.advise(_core.MADV_RANDOM if gaps else _core.MADV_NORMAL)  # read-ahead would fetch what lies between
+        part = self._codec.part(self._codec.make(self._map, meta.dtype, self.shape, self.name), parts)
+        self._codec.sound(part)
+        return part
 
     def __repr__(self) -> str:
         return f"TensorHandle({self.name!r}, shape={self.shape}, dtype={self.dtype_name}, nbytes={self.nbytes})"
@@ -147,13 +150,17 @@ class Snapshot(Mapping[str, Any]):
     def tree(self) -> Any:
         """The saved object, with a handle in the place of every tensor."""
         if self._tree is None:
-            self._tree = assemble(self._contents, lambda key, _: self._handles[key])
+            whole = self._contents
+            known = dict(self._handles)
+            self._tree = nested(whole, lambda key, _: known[key]) if self.is_nested else flat(whole, known)
         return self._tree
 
     def __getitem__(self, key: str) -> Any:
+        if key in self._handles:
+            return self._handles[key]
         if self.is_nested and isinstance(self.tree, dict) and key in self.tree:
             return self.tree[key]
-        return self._handles[key]
+        raise KeyError(f"{self.path}: no tensor, and nothing at the top of the saved object, is called {key!r:.200}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._handles)
@@ -169,11 +176,3 @@ class Snapshot(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Snapshot({self.path!r}: {len(self)} tensors, {self.nbytes} bytes)"
-
-
-def _is_int(part: object) -> bool:
-    try:
-        operator.index(part)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return not isinstance(part, bool)

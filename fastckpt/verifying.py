@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fastckpt import _core
+from fastckpt import _core, tree
 from fastckpt import meta as meta_file
 from fastckpt.contents import Contents, reading
+from fastckpt.entries import Entry
 from fastckpt.errors import CheckpointError, CorruptError, FormatError
-from fastckpt.layout import DONE, OUT
-from fastckpt.marker import IndexEntry, parse_index
+from fastckpt.layout import DONE, META, OUT
+from fastckpt.marker import LINE_LIMIT, IndexEntry, parse_index
 
 __all__ = ["Report", "check_digest", "verify"]
 
@@ -114,11 +115,11 @@ def _compare(digest: str, pieces: Iterator[Any], where: str) -> None:
 def _report(contents: Contents, progress: Progress) -> Report:
     blobs = {entry.blob: entry.meta for entry in contents.entries.values()}
     total = sum(meta.nbytes for meta in blobs.values())
-    problems, done, digests = list(_index_problems(contents)), 0, 0
+    problems, done, digests = [*_object_problems(contents), *_index_problems(contents), *_tie_problems(contents)], 0, 0
     for blob, meta in blobs.items():
         where = f"{contents.path}/{blob}/{OUT}"
         try:
-            pieces = _pieces(contents.fd, blob, meta.nbytes)
+            pieces = _pieces(contents, blob, meta.nbytes)
             if meta.digest is None:
                 for _ in pieces:
                     pass
@@ -132,45 +133,92 @@ def _report(contents: Contents, progress: Progress) -> Report:
     return Report(contents.path, len(contents.entries), total, digests, tuple(problems))
 
 
-def _pieces(fd: int, blob: str, nbytes: int) -> Iterator[Any]:
+def _pieces(contents: Contents, folder: str, nbytes: int) -> Iterator[Any]:
+    """Give the bytes of a blob; a piece is good until the next one is asked for."""
     buffer = np.empty(min(nbytes, _PIECE), np.uint8)
+    where = f"{contents.path}/{folder}/{OUT}"
     for at in range(0, nbytes, _PIECE):
         piece = buffer[: min(_PIECE, nbytes - at)]
-        _core.read_into(fd, f"{blob}/{OUT}", at, piece, size=nbytes)
+        try:
+            _core.read_into(contents.fd, f"{folder}/{OUT}", at, piece, size=nbytes)
+        except _core.SizeChanged as change:
+            raise CorruptError(f"{where}: had another size a moment ago ({change}); verify it again") from None
+        except OSError as problem:
+            problem.filename = where
+            raise
         yield piece
+
+
+def _object_problems(contents: Contents) -> Iterator[str]:
+    """Hold the record of the object against the tensors."""
+    named: list[str] = []
+    first = next(iter(contents.entries.values()), None)
+    nested = contents.marker.nested
+    container = {"dict": []} if first is None or first.meta.container is None else first.meta.container
+    where = f"{contents.path}/{DONE}" if nested or first is None else f"{contents.path}/{first.folder}/{META}"
+    try:
+        value = tree.describe(
+            contents.marker.record if nested else container, lambda key, _: named.append(key), where=where
+        )
+    except CheckpointError as problem:
+        yield str(problem)
+        return
+    if not nested and value != {}:
+        yield f"{where}: the container of a flat snapshot must be an empty dict; save the snapshot anew"
+    for key in sorted(contents.entries.keys() ^ set(named)) if nested else ():
+        yield f"{where}: the object and the folders differ in the tensor {key!r}; load an earlier snapshot"
+
+
+def _tie_problems(contents: Contents) -> Iterator[str]:
+    """A tie that a copy has torn apart is two files, and other readers read both."""
+    for entry in contents.entries.values():
+        if entry.blob == entry.folder or _is_one_file(contents, entry):
+            continue
+        pieces = (_pieces(contents, folder, entry.meta.nbytes) for folder in (entry.folder, entry.blob))
+        if not all(np.array_equal(own, other) for own, other in zip(*pieces, strict=True)):
+            where = f"{contents.path}/{entry.folder}/{OUT}"
+            yield f"{where}: differs from {entry.blob!r}/{OUT}, which it is tied to; load an earlier snapshot"
+
+
+def _is_one_file(contents: Contents, entry: Entry) -> bool:
+    own, other = (os.stat(f"{folder}/{OUT}", dir_fd=contents.fd) for folder in (entry.folder, entry.blob))
+    return os.path.samestat(own, other)
 
 
 def _index_problems(contents: Contents) -> Iterator[str]:
     """Hold the index against the folders, which are the truth."""
-    if contents.marker.index is None:
+    marker = contents.marker
+    if marker.index is None:
         return
-    table_length, copies_at, size = contents.marker.index
+    table_length, copies_at, size = marker.index
     where = f"{contents.path}/{DONE}"
-    marker = np.empty(size, np.uint8)
-    _core.read_into(contents.fd, DONE, 0, marker, size=size)
-    raw = marker.tobytes()
-    table_at = raw.index(b"\n") + 1
+    (file,) = _core.map_files(contents.fd, [DONE], [size])
+    raw = memoryview(file)
+    table = bytes(raw[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
     try:
-        index = {entry.folder: entry for entry in parse_index(raw[table_at : table_at + table_length], where)}
+        index = {entry.folder: (entry, meta_file.parse(entry.meta, where)) for entry in parse_index(table, where)}
     except FormatError as problem:
         yield str(problem)
         return
     for entry in contents.entries.values():
-        copy = index.pop(entry.folder, None)
-        if copy is None or meta_file.parse(copy.meta, where) != entry.meta or copy.nbytes != entry.meta.nbytes:
-            yield f"{where}: the index differs from {entry.folder!r}/meta; save the snapshot anew"
+        copy, meta = index.pop(entry.folder, (None, None))
+        if copy is None or meta != entry.meta or copy.nbytes != entry.meta.nbytes:
+            yield f"{where}: the index differs from {entry.folder!r}/{META}; save the snapshot anew"
         elif not _same_copy(contents, copy, raw[copies_at:]):
             yield f"{where}: the copy of {entry.folder!r}/{OUT} differs from it; save the snapshot anew"
     if index:
         yield f"{where}: the index names {next(iter(index))!r}, which has no folder; save the snapshot anew"
 
 
-def _same_copy(contents: Contents, copy: IndexEntry, copies: bytes) -> bool:
+def _same_copy(contents: Contents, copy: IndexEntry, copies: memoryview) -> bool:
     if copy.copy_at is None:
         return True
-    blob = np.empty(copy.nbytes, np.uint8)
-    _core.read_into(contents.fd, f"{copy.folder}/{OUT}", 0, blob, size=copy.nbytes)
-    return blob.tobytes() == copies[copy.copy_at : copy.copy_at + copy.nbytes]
+    at = copy.copy_at
+    for piece in _pieces(contents, copy.folder, copy.nbytes):
+        if piece.tobytes() != copies[at : at + len(piece)]:
+            return False
+        at += len(piece)
+    return True
 
 
 def _no_progress(done: int, total: int) -> None:

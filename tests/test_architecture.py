@@ -23,7 +23,7 @@ LAYERS = (
     ("__init__",),
     ("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying", "contents"),
     ("commit", "staging", "plan"),
-    ("comparing", "codec", "marker", "entries"),
+    ("comparing", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "errors"),
     ("_core",),
@@ -31,8 +31,8 @@ LAYERS = (
 ORDER = tuple(name for layer in LAYERS for name in layer)
 EDGES = {"__main__", "cli", "rendering", "torch", "torch.tensors"}
 OPTIONAL = {"torch", "click", "rich"}
-PURE = {"plan", "marker", "entries", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
-LOADS_BY_NAME = {"codec"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
+PURE = {"plan", "marker", "entries", "blobs", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
+LOADS_BY_NAME = {"codec", "arrays"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 OS_CHANGES = {
     *("rename", "renames", "replace", "unlink", "remove", "rmdir", "removedirs", "mkdir", "makedirs", "mkfifo"),

@@ -232,6 +232,20 @@ def test_torch_does_not_have_every_numpy_dtype(tmp_path: Path) -> None:
         fastckpt.load(tmp_path / "s", as_="torch")
 
 
+def test_bool_bytes_of_others_become_0_or_1(tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.zeros(4, dtype=torch.bool), "y": torch.zeros(2, 2, dtype=torch.bool)}, tmp_path / "s")
+    (tmp_path / "s" / "x" / "out").write_bytes(b"\0\1\2\xff")
+    for mmap in (True, False):
+        assert bits(fastckpt.load(tmp_path / "s", mmap=mmap)["x"]) == b"\0\1\1\1"
+    array = fastckpt.load(tmp_path / "s", as_="numpy")["x"]
+    assert array.tobytes() == b"\0\1\1\1"
+    assert bits(fastckpt.open(tmp_path / "s")["x"][1:]) == b"\1\1\1"
+    assert fastckpt.open(tmp_path / "s", as_="numpy")["x"][::-1].tobytes() == b"\1\1\1\0"
+    for target in (torch.zeros(4, dtype=torch.bool), torch.zeros(4, 2, dtype=torch.bool)[:, 1], torch.zeros(4)):
+        fastckpt.load_into({"x": target}, tmp_path / "s", strict=False)
+        assert target.tolist() == [0, 1, 1, 1]
+
+
 # ---- refused, before a byte is written ----
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from fastckpt.codec import PIECE, Blob, Memory, row_pieces
+from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
+from fastckpt.slicing import Parts, forward
 
 __all__ = ["TORCH", "TorchCodec"]
 
 _TO_TORCH = {d.name: getattr(torch, d.torch) for d in BY_NAME.values() if d.torch and hasattr(torch, d.torch)}
+_SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FROM_TORCH = {dtype: BY_NAME[name] for name, dtype in _TO_TORCH.items()}
 
 
@@ -56,6 +58,22 @@ class TorchCodec:
         flat = torch.frombuffer(buffer, dtype=own)
         return flat if len(shape) == 1 else flat.view(shape)
 
+    def part(self, tensor: torch.Tensor, parts: Parts) -> torch.Tensor:
+        parts, turned = forward(parts, tensor.shape)
+        if not turned:
+            return tensor[tuple(parts)]
+        raw = tensor.view(_SAME_SIZE.get(tensor.itemsize, tensor.dtype))
+        return raw[tuple(parts)].flip(turned).view(tensor.dtype)
+
+    def obstacle(self, target: torch.Tensor) -> str:
+        if target.is_inference() and not torch.is_inference_mode_enabled():
+            return "it was made in inference mode"
+        shared = any(stride == 0 and n > 1 for stride, n in zip(target.stride(), target.shape, strict=True))
+        return "several of its elements lie in one place" if shared and target.numel() else ""
+
+    def one(self, target: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1, dtype=target.dtype)
+
     def sound(self, tensor: torch.Tensor) -> None:
         if tensor.dtype == torch.bool and tensor.numel():
             raw = tensor.detach().view(torch.uint8)
@@ -69,8 +87,9 @@ class TorchCodec:
         return own
 
     def memory_of(self, target: torch.Tensor) -> Any:
-        if not (_in_order(target) and target.numel()):
+        if not (_in_order(target) and target.numel()) or target.is_inference():
             return None
+        torch.autograd.graph.increment_version(target)  # autograd cannot see what is written behind its back
         return _bytes_of(target.detach())
 
     def fill(self, target: torch.Tensor, source: torch.Tensor) -> None:

@@ -1,0 +1,118 @@
+"""What a tensor is to a plan, and what a codec can do for a framework: recognise, describe, give bytes, make again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastckpt.dtypes import DType
+from fastckpt.slicing import Parts
+
+__all__ = ["PIECE", "Blob", "Codec", "Memory", "row_pieces"]
+
+PIECE = 4 << 20  # bytes gathered at a time, a thread, from a tensor that does not lie in one run of host memory
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a tensor's elements live; two tensors with equal Memory, dtype and shape are one tensor.
+
+    Attributes
+    ----------
+    device : str
+        Device that the address belongs to.
+    address : int
+        Address of the first element.
+    strides : tuple of int
+        Bytes from one element to the next, a dimension; 0 where the dimension has one element.
+    lazy : str
+        What a framework would still do to the bytes when reading them (conjugate, negate, swap).
+    """
+
+    device: str
+    address: int
+    strides: tuple[int, ...]
+    lazy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """What a plan needs to know of a leaf. ``memory`` is None for a tensor without elements or known address."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    memory: Memory | None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Codec(Protocol):
+    """One framework's tensors."""
+
+    name: str
+
+    def is_leaf(self, obj: object) -> bool:
+        """Tell whether this is a tensor of the framework, storable or not."""
+
+    def describe(self, obj: Any, path: str) -> Blob:
+        """Say dtype, shape and memory; raise UnsupportedError naming `path` for what cannot be stored."""
+
+    def pieces(self, obj: Any) -> Iterator[Any]:
+        """Give the elements in C order as contiguous buffers: the tensor's own memory where it is in order, else
+        always the same room, so that a buffer is good until the next one is asked for."""
+
+    def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
+        """Make a tensor over a writable buffer, without a copy."""
+
+    def part(self, tensor: Any, parts: Parts) -> Any:
+        """Take a basic slice: a view, but for torch a copy where it goes backward."""
+
+    def obstacle(self, target: Any) -> str:
+        """Say why a target cannot be filled; nothing where it can."""
+
+    def one(self, target: Any) -> Any:
+        """Make a tensor of one element of a target's dtype, to try a conversion with."""
+
+    def sound(self, tensor: Any) -> None:
+        """Turn every byte of a bool tensor that is neither 0 nor 1 into 1: frameworks take it for granted."""
+
+    def dtype(self, dtype: DType, where: str) -> Any:
+        """Give the framework's own dtype object; raise UnsupportedError where it has none."""
+
+    def memory_of(self, target: Any) -> Any:
+        """Give the target's memory as a buffer if bytes in C order may be read straight into it, else None."""
+
+    def fill(self, target: Any, source: Any) -> None:
+        """Copy into an existing tensor, converting the dtype if it differs."""
+
+    def to_device(self, tensor: Any, device: Any) -> Any:
+        """Move to a device."""
+
+    def state_of(self, obj: object) -> Any:
+        """Give the state dict of a module of the framework, anything else as it is."""
+
+    def pack(self, obj: object) -> tuple[str, Any] | None:
+        """Encode a small value of the framework (a dtype, a device, a scalar) as a tag and JSON."""
+
+    def unpack(self, tag: str, data: Any) -> Any:
+        """Undo `pack`."""
+
+
+def row_pieces(shape: tuple[int, ...], itemsize: int, limit: int = PIECE) -> Iterator[tuple[Any, ...]]:
+    """Give indices that cut an array, in C order, into blocks of at most `limit` bytes (one element at least)."""
+    if not shape or math.prod(shape) * itemsize <= limit:
+        yield ()
+        return
+    row = math.prod(shape[1:]) * itemsize
+    if row > limit:
+        for at in range(shape[0]):
+            for rest in row_pieces(shape[1:], itemsize, limit):
+                yield (at, *rest)
+        return
+    step = limit // row
+    for at in range(0, shape[0], step):
+        yield (slice(at, at + step),)

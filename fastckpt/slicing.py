@@ -1,0 +1,91 @@
+"""Basic indices: checked, spelled out for every dimension, and how much memory in one run they touch. Pure."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+__all__ = ["Parts", "forward", "run_of", "spell_out"]
+
+Parts: TypeAlias = "list[int | slice | None]"
+
+
+def spell_out(index: Any, shape: Sequence[int], name: str) -> Parts:
+    """Give one part a dimension, and None where a new one is asked for.
+
+    Parameters
+    ----------
+    index : int, slice, Ellipsis, None, or a tuple of them
+        What stands between the brackets.
+    shape : sequence of int
+        Of the tensor.
+    name : str
+        Of the tensor, for errors.
+
+    Returns
+    -------
+    list
+        Whole numbers lie within the shape, as numpy counts them.
+
+    Raises
+    ------
+    TypeError
+        Another kind of index, which would need all of the tensor.
+    IndexError
+        Too many parts, or one beyond the end.
+    """
+    parts = [_part(part, name) for part in (index if isinstance(index, tuple) else (index,))]
+    given = sum(part is not None and part is not Ellipsis for part in parts)
+    if given > len(shape) or parts.count(Ellipsis) > 1:
+        raise IndexError(f"{name}: {given} indices for {len(shape)} dimensions, and '...' at most once")
+    at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
+    parts[at : at + 1] = [slice(None)] * (len(shape) - given)
+    dims = iter(shape)
+    for part, dim in ((part, next(dims)) for part in parts if part is not None):
+        if isinstance(part, int) and not -dim <= part < dim:
+            raise IndexError(f"{name}: index {part} is beyond a dimension of {dim}")
+    return parts
+
+
+def _part(part: Any, name: str) -> Any:
+    if part is None or part is Ellipsis or isinstance(part, slice):
+        return part
+    try:
+        number = None if isinstance(part, bool) or getattr(part, "shape", None) else operator.index(part)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name}: index with integers, slices, None and '...', or take [:] first")
+    return number
+
+
+def run_of(parts: Parts, shape: Sequence[int]) -> int:
+    """Tell how many elements lie one after the other, before the first gap."""
+    run = 1
+    picked = [part for part in parts if part is not None]
+    for at in reversed(range(len(shape))):
+        part = picked[at]
+        picked_here = range(*part.indices(shape[at])) if isinstance(part, slice) else range(1)
+        if len(picked_here) > 1 and abs(picked_here.step) > 1:
+            return run
+        run *= len(picked_here)
+        if len(picked_here) < shape[at]:
+            break
+    return run
+
+
+def forward(parts: Parts, shape: Sequence[int]) -> tuple[Parts, list[int]]:
+    """Give parts without backward steps that pick the same, and the dimensions of the result to turn round."""
+    turned: list[int] = []
+    onward: Parts = []
+    dims = iter(shape)
+    axis = 0
+    for part in parts:
+        dim = 0 if part is None else next(dims)
+        if isinstance(part, slice) and (picked := range(*part.indices(dim))).step < 0:
+            turned.append(axis)
+            part = slice(picked[-1], picked[0] + 1, -picked.step) if picked else slice(0)  # noqa: PLW2901
+        onward.append(part)
+        axis += not isinstance(part, int)
+    return onward, turned
