@@ -1,6 +1,6 @@
 /*
- * See io.h. Kernel interfaces that older headers and C libraries lack (openat2, renameat2) are called by number, so that
- * what is built on an old system runs as well on a new one; and where the kernel lacks openat2, its steps are taken here.
+ * See io.h. What older headers and C libraries lack (openat2, renameat2) is called by number, so that what was built on
+ * an old system runs as well on a new one; and where the kernel lacks openat2, its steps are taken here.
  */
 #include "io.h"
 
@@ -243,10 +243,10 @@ int fc_sync_system(int fd, struct fc_error *err)
     return syncfs(fd) < 0 ? fc_fail(err, "syncfs") : 0;
 }
 
-int fc_start_writeback(int fd, struct fc_error *err)
+int fc_start_writeback(int fd, off_t offset, off_t length, struct fc_error *err)
 {
     int rc;
-    UNINTERRUPTED(rc, sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE));
+    UNINTERRUPTED(rc, sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE));
     /* A file system or sandbox without this call loses the head start; a lost write would be no hint any more. */
     if (rc < 0 && (errno == EIO || errno == ENOSPC || errno == EDQUOT))
         return fc_fail(err, "write back");

@@ -56,8 +56,11 @@ int fc_sync_file(int fd, struct fc_error *err);
 /* Make the whole file system of `fd` durable. NEVER again after an error, as above. */
 int fc_sync_system(int fd, struct fc_error *err);
 
-/* Start to write a file back, and do not wait: a hint, which makes a later sync shorter and nothing durable. */
-int fc_start_writeback(int fd, struct fc_error *err);
+/*
+ * Start to write part of a file back (`length` 0: to its end), and do not wait: a hint, which makes a later sync shorter
+ * and nothing durable.
+ */
+int fc_start_writeback(int fd, off_t offset, off_t length, struct fc_error *err);
 
 /*
  * renameat2(2), which the C library need not know. `flags`: 0, FC_RENAME_NOREPLACE or FC_RENAME_EXCHANGE.

@@ -24,7 +24,7 @@ static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
     return true;
 }
 
-/* The first bytes of a meta into `room`. Returns how many, or -errno; `full`: no room for them, and nothing was read. */
+/* The first bytes of a meta into `room`. Returns how many, or -errno; `full`: no room for them, nothing was read. */
 static int64_t read_meta(int dirfd, const char *path, const struct fc_room *room, bool *full)
 {
     struct fc_error err;

@@ -35,11 +35,11 @@ struct fc_folder {
 };
 
 /*
- * Read the metas and ask for the sizes of the blobs of `count` folders, in order. With `blobs` (which may be NULL), each
- * blob beside a meta that could be read is mapped, or read into that room, 64-aligned, if it is small. What one folder
- * refuses is noted there and stops nobody else. Stops early when a room is full: give at least FC_META_MAX bytes for
- * metas and FC_SMALL_BLOB for blobs. Returns how many folders it has done, at least one (0 only when `count` is 0): call
- * it again, with more room, for the others.
+ * Read the metas and ask for the sizes of the blobs of `count` folders, in order. With `blobs` (which may be NULL),
+ * each blob beside a meta that could be read is mapped, or read into that room, 64-aligned, if it is small. What one
+ * folder refuses is noted there and stops nobody else. Stops early when a room is full: give at least FC_META_MAX bytes
+ * for metas and FC_SMALL_BLOB for blobs. Returns how many folders it has done, at least one (0 only when `count` is 0):
+ * call it again, with more room, for the others.
  */
 size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas,
                        struct fc_room *blobs);

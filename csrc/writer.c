@@ -7,6 +7,8 @@
 
 #include "io.h"
 
+/* The device begins with one part while the next is copied into the page cache, and the sync at the end is short. */
+#define WINDOW ((size_t)8 << 20)
 #define WORTH_RESERVING ((off_t)1 << 20) /* a smaller file is written before a full disk could be asked about */
 
 int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, struct fc_error *err)
@@ -28,9 +30,16 @@ int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t 
 
 int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, struct fc_error *err)
 {
-    if (fc_write_at(writer->fd, data, length, writer->size, err) < 0)
-        return -1;
-    writer->size += (off_t)length;
+    while (length > 0) {
+        size_t part = length < WINDOW ? length : WINDOW;
+        if (fc_write_at(writer->fd, data, part, writer->size, err) < 0)
+            return -1;
+        if (part == WINDOW && fc_start_writeback(writer->fd, writer->size, (off_t)part, err) < 0)
+            return -1;
+        writer->size += (off_t)part;
+        data = (const char *)data + part;
+        length -= part;
+    }
     return 0;
 }
 
@@ -50,7 +59,7 @@ int fc_finish_writer(struct fc_writer *writer, bool sync, struct fc_error *err)
         goto out;
     if (check_size(writer, err) < 0)
         goto out;
-    if ((sync ? fc_sync_file(writer->fd, err) : fc_start_writeback(writer->fd, err)) < 0)
+    if ((sync ? fc_sync_file(writer->fd, err) : fc_start_writeback(writer->fd, 0, 0, err)) < 0)
         goto out;
     rc = fc_close_written(writer->fd, err);
     writer->fd = -1;
