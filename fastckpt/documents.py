@@ -1,0 +1,89 @@
+"""What the command line says to programs: the JSON documents, whose keys its help tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastckpt.contents import Entry
+from fastckpt.diffing import Difference, TensorDifference, ValueDifference
+from fastckpt.nodetext import node_text
+from fastckpt.verifying import Report
+
+__all__ = ["difference", "listing", "report", "totals"]
+
+_NOT_COMPARED = dict.fromkeys(("differing", "max_abs", "max_rel", "nan_appeared", "nan_vanished", "nan_rewritten"))
+
+
+def listing(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Tensors and their totals."""
+    return {"tensors": [_tensor(entry) for entry in entries], "totals": totals(entries)}
+
+
+def totals(entries: Sequence[Entry]) -> dict[str, int]:
+    """Count tensors, and the elements and bytes of what is not tied to something counted already."""
+    blobs = {entry.blob: entry.meta for entry in entries}.values()
+    return {
+        "tensors": len(entries),
+        "elements": sum(meta.size for meta in blobs),
+        "bytes": sum(meta.nbytes for meta in blobs),
+    }
+
+
+def report(found: Report) -> dict[str, Any]:
+    """What `verify` found in one snapshot."""
+    return {
+        "path": found.path,
+        "ok": found.ok,
+        "tensors": found.tensors,
+        "bytes": found.nbytes,
+        "digests": found.digests,
+        "problems": [*found.problems],
+    }
+
+
+def difference(found: Difference) -> dict[str, Any]:
+    """What `diff` found."""
+    return {
+        "same": not found,
+        "equal": found.equal,
+        "tensors": [_tensor_difference(tensor) for tensor in found.tensors],
+        "values": [_value_difference(value) for value in found.values],
+    }
+
+
+def _tensor(entry: Entry) -> dict[str, Any]:
+    meta = entry.meta
+    return {
+        "name": entry.key,
+        "shape": [*meta.shape],
+        "dtype": meta.dtype.name,
+        "bytes": meta.nbytes,
+        "place": meta.place,
+        "tied_to": meta.same_as,
+        "digest": meta.digest,
+        "folder": entry.folder,
+    }
+
+
+def _tensor_difference(found: TensorDifference) -> dict[str, Any]:
+    distance = found.distance
+    measured = {name: _number(getattr(distance, name)) for name in _NOT_COMPARED} if distance else _NOT_COMPARED
+    return {
+        "name": found.name,
+        "change": found.change,
+        "before": found.before and _tensor(found.before),
+        "after": found.after and _tensor(found.after),
+        **measured,
+    }
+
+
+def _value_difference(found: ValueDifference) -> dict[str, Any]:
+    before, after = (node and node_text(node, full=True) for node in (found.before, found.after))
+    return {"path": found.path, "change": found.change, "before": before, "after": after}
+
+
+def _number(value: float | None) -> float | str | None:
+    """JSON has no infinity."""
+    return "Infinity" if value is not None and math.isinf(value) else value
