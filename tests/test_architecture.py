@@ -22,7 +22,7 @@ LAYERS = (
     ("torch", "torch.tensors"),
     ("__init__",),
     ("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying", "contents"),
-    ("commit", "staging", "plan"),
+    ("commit", "staging", "plan", "parallel"),
     ("comparing", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "errors"),
@@ -47,8 +47,7 @@ MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/__init__", "").replace("/", "."): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-#: The door to C is one file, and half of it is what its functions promise.
-LONGEST = {".py": 300, ".c": 350, ".h": 350, ".pyx": 450}
+LONGEST = {".py": 300, ".pyx": 350, ".c": 350, ".h": 350}
 C_FILES = sorted((ROOT / "csrc").glob("*.[ch]"))
 
 
@@ -158,7 +157,7 @@ bad = []
 for name in names:
     pid = os.fork()
     if pid == 0:
-        if name != "__init__":  # a package without its __init__, or every module would come with all others
+        if names.index(name) > names.index("__init__"):  # without the package's own file, which imports all of them
             sys.modules["fastckpt"] = types.ModuleType("fastckpt")
             sys.modules["fastckpt"].__path__ = [sys.argv[1]]
         importlib.import_module("fastckpt" if name == "__init__" else "fastckpt." + name)
@@ -187,7 +186,10 @@ def test_c_knows_nothing_of_python_or_torch() -> None:
     "path", [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyx"), *C_FILES], ids=lambda path: path.name
 )
 def test_files_stay_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST[path.suffix]
+    text = path.read_text()
+    if path.suffix == ".pyx":  # its docstrings are to it what a header is to a C file
+        text = re.sub(r'^ *""".*?"""\n', "", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(text.splitlines()) <= LONGEST[path.suffix]
 
 
 def lines_of(node: ast.stmt) -> int:
