@@ -45,10 +45,10 @@ class Kinds(Protocol):
     """What a tree needs to know of the frameworks."""
 
     def is_leaf(self, obj: object, /) -> bool:
-        """Whether this is a tensor or array, to be stored as a blob."""
+        """Whether this is a tensor or array, to be stored as a blob; asked of one object for each type."""
 
     def framework(self, obj: object, /) -> str:
-        """Whose leaf it is: ``"torch"`` or ``"numpy"``."""
+        """Whose leaf it is, ``"torch"`` or ``"numpy"``; asked of one object for each type."""
 
     def pack(self, obj: object, /) -> tuple[str, Any] | None:
         """Tag and JSON of a small value of a framework (a dtype, a device, a size, a scalar), None for all else."""
@@ -68,6 +68,7 @@ class Writer(Walk):
         self.leaves: list[Leaf] = []
         self.names = Names(key for key in obj if type(key) is str) if isinstance(obj, dict) else Names(())
         self.open: set[int] = set()
+        self.frameworks: dict[type, str | None] = {}  # None: no leaf
 
     def value(self, item: Any) -> Any:
         """Record of one item."""
@@ -76,8 +77,9 @@ class Writer(Walk):
             return ENCODERS[kind](item)
         write = _WRITES.get(kind)
         if write is None:
-            if self.kinds.is_leaf(item):
-                return self.leaf(item)
+            framework = self.framework(item)
+            if framework is not None:
+                return self.leaf(item, framework)
             if field_names(kind) is None:
                 return self.special(item)
             write = Writer.named_tuple
@@ -88,8 +90,14 @@ class Writer(Walk):
         self.open.discard(id(item))
         return record
 
-    def leaf(self, item: object) -> Record:
-        framework, name = self.kinds.framework(item), self.names.give(self.parts)
+    def framework(self, item: object) -> str | None:
+        kind = type(item)
+        if kind not in self.frameworks:
+            self.frameworks[kind] = self.kinds.framework(item) if self.kinds.is_leaf(item) else None
+        return self.frameworks[kind]
+
+    def leaf(self, item: object, framework: str) -> Record:
+        name = self.names.give(self.parts)
         self.leaves.append(Leaf(name, show(self.parts), item, framework))
         return {"tensor": name} if framework == "torch" else {"tensor": name, "as": framework}
 

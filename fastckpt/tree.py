@@ -39,7 +39,8 @@ def is_flat(obj: object, kinds: Kinds) -> bool:
     """
     if type(obj) is not dict and type(obj) is not OrderedDict:
         return False
-    return all(type(key) is str and is_stable(key) and kinds.is_leaf(value) for key, value in obj.items())
+    one_a_type = {type(value): value for value in obj.values()}
+    return all(type(key) is str and is_stable(key) for key in obj) and all(map(kinds.is_leaf, one_a_type.values()))
 
 
 def flatten(obj: object, kinds: Kinds) -> tuple[list[Leaf], Any]:
