@@ -57,8 +57,8 @@ int fc_sync_file(int fd, struct fc_error *err);
 int fc_sync_system(int fd, struct fc_error *err);
 
 /*
- * Start to write part of a file back (`length` 0: to its end), and do not wait: a hint, which makes a later sync shorter
- * and nothing durable.
+ * Start to write part of a file back (`length` 0: to its end), and do not wait: a hint, which makes a later sync
+ * shorter and nothing durable.
  */
 int fc_start_writeback(int fd, off_t offset, off_t length, struct fc_error *err);
 

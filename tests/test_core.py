@@ -91,7 +91,7 @@ def maps_of(path: Path) -> int:
         [b"abc"],
         [b"", b"a", bytearray(b"bc"), b"", memoryview(b"xdx")[1:2]],
         [np.arange(12, dtype="<f8").reshape(3, 4), np.float32(1.5), np.array(7), np.zeros((3, 0))],
-        [os.urandom(3 << 20), b"tail"],
+        [os.urandom(17 << 20), b"tail", os.urandom(8 << 20)],
     ],
     ids=["nothing", "empty", "one", "several", "arrays", "large"],
 )
@@ -688,9 +688,10 @@ def test_write_can_do_without_a_hint(folder: Folder, call: str, code: int) -> No
     assert (folder.path / "out").read_bytes() == b"abc"
 
 
-def test_write_back_that_lost_something(folder: Folder) -> None:
+@pytest.mark.parametrize(("size", "sync"), [(3, False), (9 << 20, True)])
+def test_write_back_that_lost_something(folder: Folder, size: int, sync: bool) -> None:
     with pytest.raises(OSError, match="write back: ") as caught:
-        refusing("sync_file_range", errno.EIO, lambda: _core.write(folder.fd, "out", [b"abc"], sync=False))
+        refusing("sync_file_range", errno.EIO, lambda: _core.write(folder.fd, "out", [bytes(size)], sync))
     assert (caught.value.errno, caught.value.filename) == (errno.EIO, "out")
 
 
