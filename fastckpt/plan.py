@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,8 @@ from fastckpt.tree import Leaf
 
 __all__ = ["WriteItem", "WritePlan"]
 
-_EFFORT: Any = 10_000  # candidate solutions that numpy may try; its stubs know -1 and 0 only
+_EFFORT: Any = 1_000  # candidate solutions that numpy may try; its stubs know -1 and 0 only
+_COMPARISONS = 4_000  # pairs of tensors that are looked at; a warning is not worth seconds
 _CONTAINER_LIMIT = 32 << 10  # bytes of JSON about the flat object that the first tensor's meta may carry
 
 
@@ -79,7 +81,7 @@ class WritePlan:
         """
         codecs = [codec_for(leaf.framework) for leaf in leaves]
         blobs = [codec.describe(leaf.value, leaf.path) for leaf, codec in zip(leaves, codecs, strict=True)]
-        twins = _twins(blobs)
+        twins = _twins(leaves, blobs)
         _warn_of_overlaps(leaves, blobs, twins)
         flat, container = _container(record, leaves) if flat else (False, DONE)
         folders = folders_for([leaf.key for leaf in leaves])
@@ -136,28 +138,20 @@ def _container(record: Any, leaves: Sequence[Leaf]) -> tuple[bool, Any]:
     return fits, container if fits else DONE
 
 
-def _twins(blobs: Sequence[Blob]) -> list[int | None]:
-    """For each tensor the first one that is the very same memory read the same way."""
-    first: dict[Blob, int] = {}
-    return [
-        None if blob.memory is None or (at_first := first.setdefault(blob, at)) == at else at_first
-        for at, blob in enumerate(blobs)
-    ]
+def _twins(leaves: Sequence[Leaf], blobs: Sequence[Blob]) -> list[int | None]:
+    """For each tensor the first one that is the very same memory read the same way, or the same object."""
+    first: dict[Any, int] = {}
+    twins: list[int | None] = []
+    for at, (leaf, blob) in enumerate(zip(leaves, blobs, strict=True)):
+        at_first = first.setdefault(id(leaf.value) if blob.memory is None else blob, at)
+        twins.append(None if at_first == at else at_first)
+    return twins
 
 
 def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequence[int | None]) -> None:
     """Tell of tensors that share some of their memory but are not equal: what one sees, the other will no longer."""
-    spans = sorted(
-        (blob.memory.device, *_span(blob), at)
-        for at, blob in enumerate(blobs)
-        if blob.memory is not None and twins[at] is None
-    )
-    shared: list[str] = []
-    reaching: list[tuple[str, int, int]] = []  # device, end and number of the spans that may still be overlapped
-    for device, low, high, at in spans:
-        reaching = [span for span in reaching if span[0] == device and span[1] > low]
-        shared += [f"{leaves[n].path} and {leaves[at].path}" for _, _, n in reaching if _share(blobs[n], blobs[at])]
-        reaching.append((device, high, at))
+    close = itertools.islice(_close_pairs(blobs, twins), _COMPARISONS)
+    shared = [f"{leaves[n].path} and {leaves[at].path}" for n, at in close if _share(blobs[n], blobs[at])]
     if shared:
         more = f" (and {len(shared) - 1} more pairs)" if len(shared) > 1 else ""
         warnings.warn(
@@ -165,6 +159,20 @@ def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequ
             "tied when loaded",
             stacklevel=5,
         )
+
+
+def _close_pairs(blobs: Sequence[Blob], twins: Sequence[int | None]) -> Iterator[tuple[int, int]]:
+    """Give pairs of tensors, in the order of the object, where one begins before the other ends."""
+    spans = sorted(
+        (blob.memory.device, *_span(blob), at)
+        for at, blob in enumerate(blobs)
+        if blob.memory is not None and twins[at] is None
+    )
+    reaching: list[tuple[str, int, int]] = []  # device, end and number of the spans that may still be overlapped
+    for device, low, high, at in spans:
+        reaching = [span for span in reaching if span[0] == device and span[1] > low]
+        yield from ((min(n, at), max(n, at)) for _, _, n in reaching)
+        reaching.append((device, high, at))
 
 
 def _span(blob: Blob) -> tuple[int, int]:
@@ -193,7 +201,7 @@ def _share(one: Blob, other: Blob) -> bool:
     """Tell whether any element is common; where that is hard to say, yes."""
     try:
         return np.shares_memory(np.asarray(_Addresses(one)), np.asarray(_Addresses(other)), max_work=_EFFORT)
-    except np.exceptions.TooHardError:
+    except (np.exceptions.TooHardError, ValueError):  # ValueError: more dimensions than this numpy has
         return True
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,13 @@ def oneflow_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(ONEFLOW / "fixtures.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder in memory, where there is one: for tests that are not about the disk and would keep it busy."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
