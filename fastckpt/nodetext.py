@@ -15,6 +15,7 @@ from fastckpt.places import METADATA, Step
 __all__ = ["folded", "human", "label", "node_text", "plural", "printable", "safe", "tensor_text"]
 
 _LONG = 60  # characters of a text or of a list on one line
+_SHORT = 40  # characters shown of a text that is longer than that
 _MANY = 10  # items of a list
 _FEW = 8  # items shown of a list that has more than that
 _NUMBER = re.compile(r"-?\.?[0-9]")
@@ -102,7 +103,7 @@ def _leaf_text(value: Any, full: bool) -> str:
         return _cut(printable(value), full)
     if isinstance(value, (str, bytes, bytearray)) and len(value) > _LONG and not full:
         unit = "characters" if isinstance(value, str) else "bytes"
-        return f"{value[:_LONG]!r}… ({len(value):,} {unit})"
+        return f"{value[:_SHORT]!r}… ({len(value):,} {unit})"
     if isinstance(value, int) and abs(value) >= 2**64:
         return _cut(hex(value), full)  # in decimal it could take Python minutes
     if isinstance(value, np.generic):

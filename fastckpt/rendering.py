@@ -92,7 +92,7 @@ def watched(what: str) -> Iterator[Watch]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
     task = bar.add_task(what, total=None)
-    shown, began = sys.stderr.isatty(), time.monotonic()
+    shown, began = sys.stdout.isatty() and sys.stderr.isatty(), time.monotonic()
 
     def watch(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total)

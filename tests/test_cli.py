@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import json
 import os
 import pty
@@ -206,10 +205,10 @@ def test_show_a_nested_object(training: Path) -> None:
         ['obj["at"]', "Point of 2"],
         ['obj["at"].x', "1"],
         ['obj["at"].y', "'two'"],
-        ['obj["note"]', f"'{'x' * 60}'… (500 characters)"],
+        ['obj["note"]', f"'{'x' * 40}'… (500 characters)"],
         ['obj["half"]', "numpy.float16(0.5)"],
         ['obj["big"]', "0x400000000000000000"],
-        ['obj["raw"]', f"{bytes(60)!r}… (99 bytes)"],
+        ['obj["raw"]', f"{bytes(40)!r}… (99 bytes)"],
         ["obj[7]", "None"],
         ['obj["7"]', "{1}"],
     ]
@@ -253,6 +252,19 @@ def test_show_names_with_endless_dots(tmp_path: Path) -> None:
     name = "." * 5000
     fastckpt.save({name: np.ones(1), "a..b": np.ones(1), "a.": np.ones(1), "a": np.ones(1)}, tmp_path / "x")
     assert [row[0] for row in rows(run("show", tmp_path / "x"))] == [name, "a..b", "a.", "a"]
+
+
+def test_show_names_that_branch_at_every_dot(tmp_path: Path) -> None:
+    names = [".".join("a" * parts) for parts in range(1, 601)]
+    one = np.ones(1)
+    fastckpt.save(dict.fromkeys(names, one), tmp_path / "x")
+    assert [row[0] for row in rows(run("show", tmp_path / "x"))] == names
+
+
+def test_show_enums_as_keys_and_in_sets(tmp_path: Path) -> None:
+    fastckpt.save({Mood.GOOD: 1, "set": {Mood.GOOD}}, tmp_path / "x")
+    name = f"{__name__}.Mood.GOOD"
+    assert rows(run("show", tmp_path / "x"))[1:] == [[f'obj["{name}"]', "1"], ['obj["set"]', f"{{'{name}'}}"]]
 
 
 @pytest.mark.parametrize(
@@ -641,6 +653,7 @@ def test_progress_is_shown_for_long_work_on_a_terminal_only() -> None:
     assert "MB" in seen
     assert bare(seen).endswith("done\n")
     assert terminal(80, code=SLOW.format(pause=0)) == (0, "done\n")
+    assert terminal(80, code=f"import os, sys; sys.stdout = open(os.devnull, 'w'){SLOW.format(pause=0.15)}") == (0, "")
     done = subprocess.run([sys.executable, "-c", SLOW.format(pause=0.15)], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("done\n", "")
 
@@ -652,4 +665,3 @@ def test_printable() -> None:
 def test_rows_of_a_pipe_are_exact(capsys: pytest.CaptureFixture[str]) -> None:
     rendering.print_table((), [("a", 12345678, 0.1, None, [1, 2])], "unseen")
     assert capsys.readouterr().out == "a\t12345678\t0.1\t\t[1,2]\n"
-    assert isinstance(sys.stdout, io.TextIOBase)

@@ -271,12 +271,29 @@ def test_one_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not diff(a, a)
 
 
+def test_one_file_read_as_two_dtypes(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", w=("float32", (1,), of("<f4", 1)))
+    b = write(tmp_path / "b", w=("int32", (1,), b"0000"))
+    (b / "w" / "out").unlink()
+    os.link(a / "w" / "out", b / "w" / "out")
+    assert [t.distance for t in diff(a, b).tensors] == [Distance(1, float(0x3F800000 - 1), 1 - 1 / 0x3F800000)]
+
+
 def test_a_file_that_shrinks_meanwhile_is_named(tmp_path: Path) -> None:
     state = {"a": np.ones(4), "b": np.ones(4)}
     saved(tmp_path / "a", state), saved(tmp_path / "b", state)
     shrunk = tmp_path / "b" / "b" / "out"
     with pytest.raises(CorruptError, match=r"b.*b/out.*changed while being read"):
         diff(tmp_path / "a", tmp_path / "b", progress=lambda *_: os.truncate(shrunk, 8))
+
+
+def test_a_file_that_vanishes_meanwhile_is_named(tmp_path: Path) -> None:
+    state = {"a": np.ones(4), "b": np.ones(4)}
+    saved(tmp_path / "a", state), saved(tmp_path / "b", state)
+    gone = tmp_path / "b" / "b" / "out"
+    with pytest.raises(FileNotFoundError) as refused:
+        diff(tmp_path / "a", tmp_path / "b", progress=lambda *_: gone.unlink(missing_ok=True))
+    assert refused.value.filename == str(gone)
 
 
 def test_trouble_is_raised(tmp_path: Path) -> None:
