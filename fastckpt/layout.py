@@ -16,7 +16,8 @@ DONE = "snapshot_done"
 PICKLE = "pickled_data"
 NAME_LIMIT = 255  # bytes in one name, on every file system we know
 
-_RESERVED = frozenset({"", ".", "..", DONE, PICKLE, "model.mlir", "one_embedding_options.json"})
+_NO_NAMES = frozenset({"", ".", ".."})
+_RESERVED = frozenset({DONE, PICKLE, "model.mlir", "one_embedding_options.json"})
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._-")
 _LONG_PREFIX = 180
 
@@ -63,14 +64,18 @@ def _fold(key: str) -> str:
 
 
 def _encode_unsafe(key: str, fold: str) -> str:
+    if fold in _NO_NAMES:
+        return _escape(key)
     if fold in _RESERVED:
-        return _escape(key[:1]) + _UNSAFE.sub(_escape_match, key[1:])
+        return _escape(key[0]) + _UNSAFE.sub(_escape_match, key[1:])
     return _UNSAFE.sub(_escape_match, key)
 
 
 def _encode_all(key: str) -> str:
     encoded = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in _bytes(key))
-    return _escape(encoded[:1]) + encoded[1:] if encoded in _RESERVED else encoded
+    if encoded in _NO_NAMES:
+        return _escape(encoded)
+    return _escape(encoded[0]) + encoded[1:] if encoded in _RESERVED else encoded
 
 
 def _escape_match(match: re.Match[str]) -> str:

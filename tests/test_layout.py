@@ -112,7 +112,8 @@ def test_safe_keys_keep_their_name(name: str) -> None:
     [
         ("", "%"),
         (".", "%2E"),
-        ("..", "%2E."),
+        ("..", "%2E%2E"),
+        ("․.", "%E2%80%A4%2E"),
         ("...", "..."),
         ("a/b", "a%2Fb"),
         ("../../etc/passwd", "..%2F..%2Fetc%2Fpasswd"),
@@ -141,7 +142,7 @@ def test_unsafe_keys_are_encoded(name: str, folder: str) -> None:
         (["weight", "Weight"], ["weight", "%57eight"]),
         (["é", "e\u0301"], ["%C3%A9", "e%CC%81"]),
         (["ß", "ss"], ["%C3%9F", "ss"]),
-        (["..", "‥"], ["%2E.", "%E2%80%A5"]),
+        (["..", "‥"], ["%2E%2E", "%E2%80%A5"]),
         (["", "\u200b"], ["%", "%E2%80%8B"]),
         (["snapshot_done", "SNAPSHOT_done"], ["%73napshot_done", "%53%4E%41%50%53%48%4F%54_done"]),
         (["K", "k", "％4B"], ["%4B", "k", "%EF%BC%854B"]),  # the last one, raw, would look like the first
