@@ -1,4 +1,4 @@
-"""Basic indices: checked, spelled out for every dimension, and how much memory in one run they touch. Pure."""
+"""Basic indices: checked, spelled out for every dimension, and which memory they touch. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["Parts", "forward", "run_of", "spell_out"]
+__all__ = ["Parts", "forward", "spell_out", "touched"]
 
 Parts: TypeAlias = "list[int | slice | None]"
 
@@ -60,19 +60,22 @@ def _part(part: Any, name: str) -> Any:
     return number
 
 
-def run_of(parts: Parts, shape: Sequence[int]) -> int:
-    """Tell how many elements lie one after the other, before the first gap."""
-    run = 1
+def touched(parts: Parts, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Tell which elements these parts pick: the lowest, how many follow it without a gap, and how many there are."""
     picked = [part for part in parts if part is not None]
-    for at in reversed(range(len(shape))):
-        part = picked[at]
-        picked_here = range(*part.indices(shape[at])) if isinstance(part, slice) else range(1)
-        if len(picked_here) > 1 and abs(picked_here.step) > 1:
-            return run
-        run *= len(picked_here)
-        if len(picked_here) < shape[at]:
-            break
-    return run
+    first, run, count, stride, gap = 0, 1, 1, 1, False
+    for part, dim in zip(reversed(picked), reversed(shape), strict=True):
+        picks = range(*part.indices(dim)) if isinstance(part, slice) else range(part % dim, part % dim + 1)
+        if not picks:
+            return 0, 0, 0
+        first += min(picks[0], picks[-1]) * stride
+        count *= len(picks)
+        gap = gap or (len(picks) > 1 and abs(picks.step) > 1)
+        if not gap:
+            run *= len(picks)
+            gap = len(picks) < dim
+        stride *= dim
+    return first, run, count
 
 
 def forward(parts: Parts, shape: Sequence[int]) -> tuple[Parts, list[int]]:

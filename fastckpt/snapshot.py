@@ -10,11 +10,12 @@ from fastckpt import _core
 from fastckpt.codec import Codec, codec_for, default_framework
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.loading import flat, nested
-from fastckpt.slicing import run_of, spell_out
+from fastckpt.slicing import spell_out, touched
 
 __all__ = ["Snapshot", "TensorHandle", "open"]
 
-_LONG_RUN = 256 << 10  # bytes in one run that are worth the kernel's read-ahead
+_EXACT = 64 << 20  # bytes in one run that are asked for at once; longer ones come by read-ahead
+_LONG_RUN = 256 << 10  # bytes in one run among gaps that are worth the kernel's read-ahead
 
 
 def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
@@ -102,11 +103,18 @@ class TensorHandle:
         """
         meta = self._entry.meta
         parts = spell_out(index, self.shape, self.name)
-        gaps = run_of(parts, self.shape) * meta.dtype.itemsize < min(_LONG_RUN, self.nbytes)
-        self._map.advise(_core.MADV_RANDOM if gaps else _core.MADV_NORMAL)  # read-ahead would fetch what lies between
+        self._announce(*(elements * meta.dtype.itemsize for elements in touched(parts, self.shape)))
         part = self._codec.part(self._codec.make(self._map, meta.dtype, self.shape, self.name), parts)
         self._codec.sound(part)
         return part
+
+    def _announce(self, first: int, run: int, count: int) -> None:
+        """Tell the kernel which bytes will be touched: its own guess is to read what lies around each of them."""
+        if run == count < min(self.nbytes, _EXACT):
+            self._map.advise(_core.MADV_RANDOM)
+            self._map.advise(_core.MADV_WILLNEED, first, run)
+        else:
+            self._map.advise(_core.MADV_RANDOM if run < min(_LONG_RUN, self.nbytes) else _core.MADV_NORMAL)
 
     def __repr__(self) -> str:
         return f"TensorHandle({self.name!r}, shape={self.shape}, dtype={self.dtype_name}, nbytes={self.nbytes})"

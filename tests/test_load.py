@@ -1,0 +1,813 @@
+"""What load, open, load_into and verify give, what they leave alone, and what they notice."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import shutil
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastckpt
+
+BIG = 40_000  # bytes and more are mapped, less is copied
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    return {
+        "big": torch.arange(90_000.0).reshape(300, 300),
+        "small": torch.arange(6).reshape(2, 3),
+        "half": torch.arange(40_000).to(torch.bfloat16),
+        "scalar": torch.tensor(3.5, dtype=torch.float64),
+        "empty": torch.zeros(0, 4),
+    }
+
+
+@pytest.fixture
+def path(weights: dict[str, torch.Tensor], tmp_path: Path) -> Path:
+    fastckpt.save(weights, tmp_path / "s")
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def nested(weights: dict[str, torch.Tensor], tmp_path: Path) -> Path:
+    fastckpt.save({"model": weights, "epoch": 3, "list": [torch.ones(2), {"deep": torch.zeros(3)}]}, tmp_path / "n")
+    return tmp_path / "n"
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def assert_equal(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    assert list(found) == list(wanted)
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key], tensor), key
+        assert found[key].dtype == tensor.dtype
+
+
+# ---- load ----
+
+
+@pytest.mark.parametrize("options", [{}, {"mmap": True}, {"mmap": False}, {"verify": True}, {"as_": "torch"}], ids=str)
+def test_training_in_place_leaves_the_file_as_it_is(options: Any, path: Path, weights: dict[str, torch.Tensor]) -> None:
+    before = content(path)
+    found = fastckpt.load(path, **options)
+    assert_equal(found, weights)
+    for tensor in found.values():
+        tensor.requires_grad_(tensor.is_floating_point())
+        with torch.no_grad():
+            tensor.add_(1)
+    assert content(path) == before
+    assert_equal(fastckpt.load(path), weights)
+
+
+def test_loads_do_not_see_each_other(path: Path) -> None:
+    one, other = fastckpt.load(path), fastckpt.load(path)
+    one["big"].zero_()
+    one["small"].zero_()
+    assert other["big"][1, 1] == 301
+    assert other["small"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_loaded_tensor_outlives_the_snapshot(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    kept, opened = fastckpt.load(path), fastckpt.open(path)
+    fastckpt.save({key: torch.zeros_like(tensor) for key, tensor in weights.items()}, path)
+    assert_equal(kept, weights)
+    assert_equal({key: opened[key][...] for key in opened}, weights)
+    shutil.rmtree(path)
+    assert_equal(kept, weights)
+    assert_equal({key: opened[key][...] for key in opened}, weights)
+
+
+def test_a_part_keeps_the_whole_alive(path: Path) -> None:
+    row = fastckpt.load(path)["big"][7]
+    handle = fastckpt.open(path)["big"]
+    part = handle[8]
+    del handle
+    for _ in range(100):
+        fastckpt.load(path)
+    assert row[0] == 2100
+    assert part[0] == 2400
+
+
+def test_keys(path: Path, nested: Path, weights: dict[str, torch.Tensor]) -> None:
+    for keys in (
+        ["scalar", "big"],
+        ("big", "scalar"),
+        {"big", "scalar"},
+        iter(["big", "scalar"]),
+        dict.fromkeys(["scalar", "big"]),
+    ):
+        assert list(fastckpt.load(path, keys=keys)) == ["big", "scalar"]
+    assert list(fastckpt.load(path, keys="small")) == ["small"]
+    assert fastckpt.load(path, keys=[]) == {}
+    assert list(fastckpt.load(nested, keys=["list.1.deep", "model.big"])) == ["model.big", "list.1.deep"]
+    assert list(fastckpt.load(path, keys=["half"], mmap=False, verify=True, device="cpu")) == ["half"]
+    with pytest.raises(KeyError, match=r"no tensor 'nope' \(nor 1 more\)"):
+        fastckpt.load(path, keys=["big", "nope", "nope2"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "cpu"},
+        {"device": torch.device("cpu")},
+        {"map_location": "cpu"},
+        {"map_location": torch.device("cpu")},
+        {"map_location": {"cuda:0": "cpu"}},
+        {"map_location": {"cpu": "cpu"}},
+        {"map_location": None},
+        {"weights_only": True},
+        {"global_src_rank": 0},
+        {"support_pytorch_format": False},
+    ],
+    ids=str,
+)
+def test_arguments_of_torch_and_oneflow(options: Any, path: Path, weights: dict[str, torch.Tensor]) -> None:
+    assert_equal(fastckpt.load(path, **options), weights)
+
+
+def test_map_location_moves(path: Path, nested: Path) -> None:
+    for options in ({"device": "meta"}, {"map_location": "meta"}, {"map_location": {"cpu": "meta"}}):
+        assert all(tensor.is_meta for tensor in fastckpt.load(path, **options).values())
+    found = fastckpt.load(nested, torch.device("meta"))
+    assert found["model"]["big"].is_meta
+    assert found["epoch"] == 3
+
+
+def test_numpy_on_the_cpu_only(path: Path) -> None:
+    for device in ("cpu", "cpu:0", torch.device("cpu")):
+        assert type(fastckpt.load(path, as_="numpy", device=device)["big"]) is np.ndarray
+    with pytest.raises(fastckpt.UnsupportedError, match="numpy arrays live on the cpu, not on cuda"):
+        fastckpt.load(path, as_="numpy", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"weights_only": False}, fastckpt.UnsupportedError, "nothing in a snapshot is ever executed"),
+        ({"pickle_module": None}, fastckpt.UnsupportedError, "pickle_module"),
+        ({"map_location": lambda storage, where: storage}, fastckpt.UnsupportedError, "cannot be a function"),
+        ({"map_location": "cpu", "device": "cpu"}, TypeError, "give one of them"),
+        ({"global_src_rank": 1}, fastckpt.UnsupportedError, "global_src_rank=1"),
+        ({"as_": "jax"}, fastckpt.UnsupportedError, "no framework 'jax'"),
+        ({"nonsense": 1}, TypeError, "nonsense"),
+    ],
+    ids=str,
+)
+def test_arguments_that_mean_nothing_here(options: Any, kind: type[Exception], words: str, path: Path) -> None:
+    with pytest.raises(kind, match=words):
+        fastckpt.load(path, **options)
+
+
+def test_paths(path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    (path.parent / "link").symlink_to("s")
+    for way in ("s", "./s", "s/", Path("s"), "link", str(path), "../" + path.parent.name + "/s"):
+        assert_equal(fastckpt.load(way), weights)
+    with open(path / "snapshot_done", "rb") as file, pytest.raises(fastckpt.UnsupportedError, match="path of a folder"):
+        fastckpt.load(file)
+    for wrong in (b"s", 3, None):
+        with pytest.raises(TypeError, match=r"path must be a str or os\.PathLike"):
+            fastckpt.load(wrong)
+    for call in (fastckpt.load, fastckpt.open, fastckpt.verify, lambda path: fastckpt.load_into({}, path)):
+        with pytest.raises(FileNotFoundError) as missing:
+            call("nowhere")
+        assert missing.value.filename == "nowhere"
+
+
+# ---- open ----
+
+
+def test_handles_say_what_they_are(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    for as_ in ("torch", "numpy"):
+        snapshot = fastckpt.open(path, as_=as_)
+        for key, tensor in weights.items():
+            handle = snapshot[key]
+            assert (handle.name, handle.shape, handle.ndim) == (key, tuple(tensor.shape), tensor.ndim)
+            assert (handle.nbytes, handle.tied_to, handle.digest) == (tensor.nbytes, None, None)
+            assert handle.dtype_name == str(tensor.dtype).removeprefix("torch.")
+            assert str(handle.dtype).removeprefix("torch.") == handle.dtype_name
+            assert key in repr(handle)
+        assert len(snapshot["big"]) == 300
+        with pytest.raises(TypeError, match="0-d"):
+            len(snapshot["scalar"])
+        assert [int(row[0]) for row in snapshot["small"]] == [0, 3]
+
+
+def test_a_snapshot_is_a_mapping(path: Path, nested: Path, weights: dict[str, torch.Tensor]) -> None:
+    with fastckpt.open(path) as snapshot:
+        assert isinstance(snapshot, Mapping)
+        assert isinstance(snapshot, fastckpt.Snapshot)
+        assert list(snapshot) == list(snapshot.keys()) == list(weights)
+        assert len(snapshot) == 5
+        assert "big" in snapshot
+        assert "nope" not in snapshot
+        assert 3 not in snapshot
+        assert snapshot.get("nope", 7) == 7
+        assert [handle.name for handle in snapshot.values()] == list(weights)
+        assert [key for key, _ in snapshot.items()] == list(weights)
+        assert snapshot.nbytes == sum(tensor.nbytes for tensor in weights.values())
+        assert not snapshot.is_nested
+        assert list(snapshot.tree) == list(weights)
+        with pytest.raises(KeyError, match="nope"):
+            snapshot["nope"]
+    assert torch.equal(snapshot["big"][:], weights["big"])
+
+
+def test_into_a_nested_object(nested: Path, weights: dict[str, torch.Tensor]) -> None:
+    snapshot = fastckpt.open(nested)
+    assert snapshot.is_nested
+    assert list(snapshot) == [*(f"model.{key}" for key in weights), "list.0", "list.1.deep"]
+    assert torch.equal(snapshot["model"]["big"][3:5], weights["big"][3:5])
+    assert snapshot["model"]["big"] is snapshot["model.big"]
+    assert snapshot["epoch"] == 3
+    assert snapshot["list"][1]["deep"].shape == (3,)
+    assert snapshot.tree["list"][0][:].tolist() == [1, 1]
+    assert [name for name in ("epoch", "model", "model.big", "big") if name in snapshot] == [
+        "epoch",
+        "model",
+        "model.big",
+    ]
+
+
+def test_numbers_as_keys_of_a_nested_object(tmp_path: Path) -> None:
+    fastckpt.save({0: torch.ones(1), "0": {1: torch.zeros(2)}}, tmp_path / "s")
+    snapshot = fastckpt.open(tmp_path / "s")
+    assert snapshot[0].shape == (1,)
+    assert snapshot["0"][1].shape == (2,)
+    assert {snapshot[name].shape for name in snapshot} == {(1,), (2,)}
+
+
+INDICES: list[Any] = [
+    ...,
+    (),
+    0,
+    -1,
+    np.int64(2),
+    torch.tensor(1),
+    slice(None),
+    slice(1, 3),
+    slice(None, None, 2),
+    slice(-2, None),
+    slice(5, 1),
+    slice(-100, 100),
+    slice(None, None, -1),
+    slice(3, 0, -2),
+    (0, 0, 0),
+    (1, -1),
+    (slice(None), 1),
+    (..., 1),
+    (slice(1, 3), slice(None), slice(0, 4, 3)),
+    (slice(None, None, -1), 0, slice(None, None, -2)),
+    (0, slice(None, None, -1)),
+    (None, 1),
+    (slice(None), None, ..., None, slice(None, None, -1)),
+    (..., slice(1, 1)),
+    (slice(0, 0, -1), ...),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bool, torch.bfloat16, torch.complex128, torch.uint16, torch.float8_e5m2], ids=str
+)
+def test_slices_are_as_numpy_s(index: Any, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = np.arange(4 * 3 * 5).reshape(4, 3, 5)
+    folder = tmp_path_factory.getbasetemp() / f"slices-{dtype}"
+    if not folder.exists():
+        fastckpt.save({"x": torch.from_numpy(base % 2 if dtype == torch.bool else base).to(dtype)}, folder)
+    wanted = (
+        base[tuple(int(p) if torch.is_tensor(p) else p for p in index)]
+        if isinstance(index, tuple)
+        else base[int(index) if torch.is_tensor(index) else index]
+    )
+    wanted = torch.from_numpy(np.array(wanted % 2 if dtype == torch.bool else wanted)).to(dtype)
+    found = fastckpt.open(folder, as_="torch")["x"][index]
+    assert found.dtype == dtype
+    assert found.shape == wanted.shape
+    assert found.to(torch.complex128).tolist() == wanted.to(torch.complex128).tolist()
+    array = fastckpt.open(folder, as_="numpy")["x"][index]
+    assert array.shape == wanted.shape
+    assert array.astype(np.complex128).tolist() == wanted.to(torch.complex128).tolist()
+
+
+@pytest.mark.parametrize("index", ["x", 1.0, [0, 1], True, np.array([0, 1]), torch.tensor([1]), (0, [1]), {}], ids=str)
+def test_other_indices_are_refused(index: Any, path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^big: index with integers, slices"):
+        fastckpt.open(path)["big"][index]
+
+
+@pytest.mark.parametrize("index", [300, -301, (0, 300), (0, 0, 0), (..., ...), (0, 0, None, 0)], ids=str)
+def test_indices_beyond_the_end(index: Any, path: Path) -> None:
+    for as_ in ("torch", "numpy"):
+        with pytest.raises(IndexError, match=r"^big: "):
+            fastckpt.open(path, as_=as_)["big"][index]
+
+
+def test_slices_of_the_odd_shapes(path: Path) -> None:
+    snapshot = fastckpt.open(path)
+    assert snapshot["scalar"][()] == snapshot["scalar"][...] == 3.5
+    assert snapshot["scalar"][None].shape == (1,)
+    assert snapshot["empty"][:, 1].shape == (0,)
+    with pytest.raises(IndexError):
+        snapshot["empty"][0]
+    with pytest.raises(IndexError):
+        snapshot["scalar"][0]
+
+
+def test_a_slice_may_be_changed_and_the_file_is_not(path: Path) -> None:
+    before = content(path)
+    handle = fastckpt.open(path)["big"]
+    part = handle[1:3, 5:7]
+    part.zero_()
+    assert handle[1, 5] == 0
+    assert content(path) == before
+    assert fastckpt.open(path)["big"][1, 5] == 305
+
+
+def resident(file: Path) -> int:
+    """Bytes of a file that are in memory."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), size, mmap.MAP_SHARED, mmap.PROT_READ) as view:
+        address = np.frombuffer(view, np.uint8).ctypes.data
+        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages) == 0
+        return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+def evict(file: Path) -> None:
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(file):
+        pytest.skip("this file system does not let go of what it has read, or has read itself")
+
+
+SIDE = 3072  # of a matrix of 36 MiB, in rows of 12 KiB: three pages
+
+
+@pytest.mark.parametrize(
+    ("index", "pages"),
+    [
+        (5, 3),
+        (slice(100, 200), 300),
+        (slice(200, 100, -1), 300),
+        (slice(None, None, 100), 31 * 3),
+        ((slice(None, None, 30), slice(7, 9)), 103),
+        ((slice(0, 64), 7), 64),
+        ((3, 7), 1),
+        (..., 9 * 1024),
+    ],
+    ids=str,
+)
+def test_only_what_a_slice_needs_is_read(index: Any, pages: int, tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.ones(SIDE, SIDE)}, tmp_path / "s")
+    out = tmp_path / "s" / "x" / "out"
+    evict(out)
+    for as_ in ("numpy", "torch"):
+        view = fastckpt.open(tmp_path / "s", as_=as_)["x"][index]
+        assert float(view.sum()) == np.broadcast_to(1, (SIDE, SIDE))[index].size
+        assert resident(out) <= (pages + 2) * mmap.PAGESIZE
+        del view
+        evict(out)
+
+
+def test_nothing_is_read_before_it_is_touched(tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.ones(SIDE, SIDE), "y": torch.ones(8)}, tmp_path / "s")
+    out = tmp_path / "s" / "x" / "out"
+    evict(out)
+    tensor, handle = fastckpt.load(tmp_path / "s")["x"], fastckpt.open(tmp_path / "s")["x"]
+    views = [tensor.T, tensor[5:900], handle[...], handle[:, ::2], handle[:].view(-1)]
+    fastckpt.load(tmp_path / "s", keys=["y"])
+    assert resident(out) == 0
+    assert views[0][3, 4] == 1
+    assert 0 < resident(out) <= 16 << 20, "read-ahead, not all"
+
+
+def test_opening_reads_no_tensor(tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.ones(1 << 20)}, tmp_path / "s")
+    evict(tmp_path / "s" / "x" / "out")
+    fastckpt.open(tmp_path / "s")
+    fastckpt.load(tmp_path / "s")
+    fastckpt.load(tmp_path / "s", keys=[])
+    assert resident(tmp_path / "s" / "x" / "out") == 0
+
+
+# ---- load_into ----
+
+
+class Net(nn.Module):
+    def __init__(self, hidden: int = 120) -> None:
+        super().__init__()
+        self.l1 = nn.Linear(100, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.l2 = nn.Linear(hidden, 10)
+
+
+def test_into_a_module(tmp_path: Path) -> None:
+    trained, fresh = Net(), Net()
+    fastckpt.save(trained, tmp_path / "s")
+    before = dict(fresh.named_parameters())
+    keys = fastckpt.load_into(fresh, tmp_path / "s")
+    assert keys == ([], [])
+    assert (keys.missing_keys, keys.unexpected_keys) == ([], [])
+    assert_equal(fresh.state_dict(), trained.state_dict())
+    assert all(before[name] is parameter and parameter.requires_grad for name, parameter in fresh.named_parameters())
+
+
+def test_into_a_nested_state(nested: Path, weights: dict[str, torch.Tensor]) -> None:
+    state = {
+        "model": {key: torch.zeros_like(tensor) for key, tensor in weights.items()},
+        "epoch": 9,
+        "list": [np.zeros(2, np.float32), {"deep": torch.ones(3)}],
+    }
+    array = state["list"][0]
+    assert fastckpt.load_into(state, nested) == ([], [])
+    assert_equal(state["model"], weights)
+    assert state["epoch"] == 9
+    assert state["list"][0] is array
+    assert array.tolist() == [1, 1]
+    assert state["list"][1]["deep"].tolist() == [0, 0, 0]
+
+
+TARGETS: dict[str, Any] = {
+    "plain": lambda: torch.zeros(300, 300),
+    "transposed": lambda: torch.zeros(300, 300).T,
+    "strided": lambda: torch.zeros(600, 900)[::2, ::3],
+    "column": lambda: torch.zeros(300, 300, 2)[:, :, 1],
+    "double": lambda: torch.zeros(300, 300, dtype=torch.float64),
+    "half": lambda: torch.zeros(300, 300, dtype=torch.float16),
+    "parameter": lambda: nn.Parameter(torch.zeros(300, 300)),
+    "negative": lambda: torch._neg_view(torch.zeros(300, 300)),
+    "array": lambda: np.zeros((300, 300), np.float32),
+    "fortran array": lambda: np.zeros((300, 300), np.float32, order="F"),
+    "flipped array": lambda: np.zeros((300, 300), np.float32)[::-1],
+    "big-endian array": lambda: np.zeros((300, 300), ">f4"),
+    "int array": lambda: np.zeros((300, 300), np.int64),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_into_targets_of_any_layout_and_dtype(kind: str, path: Path, weights: dict[str, torch.Tensor]) -> None:
+    target = TARGETS[kind]()
+    dtype, kept = target.dtype, target
+    assert fastckpt.load_into({"big": target}, path, strict=False).missing_keys == []
+    assert kept.dtype == dtype
+    with np.errstate(over="ignore"):
+        wanted = weights["big"].numpy().astype(str(dtype).removeprefix("torch."))
+    assert (np.asarray(target.detach().resolve_neg() if isinstance(target, torch.Tensor) else target) == wanted).all()
+
+
+def test_only_the_part_that_is_a_target_changes(path: Path) -> None:
+    around = torch.full((302, 302), -1.0)
+    fastckpt.load_into({"big": around[1:-1, 1:-1]}, path, strict=False)
+    assert around[1, 1] == 0
+    assert around[300, 300] == 89_999
+    assert (around[0] == -1).all()
+    assert (around[:, -1] == -1).all()
+
+
+@pytest.mark.parametrize(
+    "source", [torch.float8_e4m3fn, torch.bfloat16, torch.bool, torch.uint16, torch.complex64], ids=str
+)
+@pytest.mark.parametrize("goal", [torch.float32, torch.float8_e4m3fn, torch.int64, torch.complex128], ids=str)
+def test_dtypes_are_converted_as_torch_does(source: torch.dtype, goal: torch.dtype, tmp_path: Path) -> None:
+    values = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).to(source)
+    target, wanted = torch.zeros(2, 2, dtype=goal), torch.zeros(2, 2, dtype=goal)
+    fastckpt.save({"x": values}, tmp_path / "s")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # complex to real
+        wanted.copy_(values)
+        fastckpt.load_into({"x": target}, tmp_path / "s")
+    assert target.to(torch.complex64).tolist() == wanted.to(torch.complex64).tolist()
+
+
+def test_ties_in_the_target_and_in_the_snapshot(tmp_path: Path) -> None:
+    base = torch.arange(20_000.0)
+    fastckpt.save({"a": base, "b": base}, tmp_path / "s")
+    tied = torch.zeros(20_000)
+    fastckpt.load_into({"a": tied, "b": tied}, tmp_path / "s")
+    assert torch.equal(tied, base)
+    apart = {"a": torch.zeros(20_000), "b": torch.zeros(20_000)}
+    fastckpt.load_into(apart, tmp_path / "s")
+    apart["a"].zero_()
+    assert torch.equal(apart["b"], base)
+
+
+def test_autograd_notices(path: Path) -> None:
+    weight = torch.zeros(300, 300, requires_grad=True)
+    result = (weight.exp() * weight).sum()
+    fastckpt.load_into({"big": weight}, path, strict=False)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.backward()
+
+
+def read_only() -> np.ndarray[Any, Any]:
+    array = np.zeros((2, 3))
+    array.flags.writeable = False
+    return array
+
+
+def inference() -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.zeros(2, 3, dtype=torch.int64)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "shape": (
+        lambda: torch.zeros(3, 2),
+        r"size mismatch for small: the snapshot has \(2, 3\), the target wants \(3, 2\)",
+    ),
+    "read-only": (read_only, "small cannot be filled: it is read-only"),
+    "expanded": (
+        lambda: torch.zeros(1, 3).expand(2, 3),
+        "small cannot be filled: several of its elements lie in one place",
+    ),
+    "inference": (inference, "small cannot be filled: it was made in inference mode"),
+    "dtype": (
+        lambda: torch.zeros(2, 3, dtype=torch.float4_e2m1fn_x2),
+        "dtype mismatch for small: int64 cannot become float4",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_nothing_changes_when_anything_is_wrong(kind: str, path: Path, weights: dict[str, torch.Tensor]) -> None:
+    make, words = WRONG[kind]
+    state = {key: torch.zeros_like(tensor) for key, tensor in weights.items()} | {"small": make()}
+    for strict in (True, False):
+        with pytest.raises(fastckpt.MismatchError, match=f"(?s)into dict, which is unchanged:\n.*{words}"):
+            fastckpt.load_into(state, path, strict=strict)
+    assert not any(state[key].any() for key in ("big", "half", "scalar"))
+
+
+@pytest.mark.parametrize("make", [lambda: torch.zeros(2, 3, device="meta"), lambda: torch.zeros(2, 3).to_sparse()])
+def test_targets_that_hold_nothing_are_refused(make: Any, path: Path) -> None:
+    state = {"big": torch.zeros(300, 300), "small": make()}
+    with pytest.raises(fastckpt.UnsupportedError, match=r'^obj\["small"\]: '):
+        fastckpt.load_into(state, path, strict=False)
+    assert not state["big"].any()
+
+
+def test_in_inference_mode_its_tensors_can_be_filled(path: Path) -> None:
+    with torch.inference_mode():
+        target = torch.zeros(300, 300)
+        fastckpt.load_into({"big": target}, path, strict=False)
+        assert target[1, 1] == 301
+
+
+def test_keys_that_do_not_meet(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    state = {key: torch.zeros_like(tensor) for key, tensor in weights.items() if key != "half"} | {
+        "extra": torch.ones(2)
+    }
+    with pytest.raises(RuntimeError) as refused:
+        fastckpt.load_into(state, path)
+    assert isinstance(refused.value, fastckpt.MismatchError)
+    lines = str(refused.value).split("\n\t")
+    assert lines[0] == f"Error(s) in loading {path} into dict, which is unchanged:"
+    assert lines[1:] == ['Missing key(s) in snapshot: "extra".', 'Unexpected key(s) in snapshot: "half".']
+    assert not state["big"].any()
+    keys = fastckpt.load_into(state, path, strict=False)
+    assert keys == (["extra"], ["half"])
+    assert torch.equal(state["big"], weights["big"])
+    assert state["extra"].tolist() == [1, 1]
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    fastckpt.save(Net(), tmp_path / "s")
+    with pytest.raises(fastckpt.MismatchError) as refused:
+        fastckpt.load_into(Net(hidden=7), tmp_path / "s")
+    assert "into Net, which is unchanged" in str(refused.value)
+    assert str(refused.value).count("size mismatch for") == 7
+
+
+# ---- damage ----
+
+
+CALLS = (
+    fastckpt.load,
+    fastckpt.open,
+    lambda path: fastckpt.load(path, keys=["small"]),
+    lambda path: fastckpt.load(path, mmap=False),
+    lambda path: fastckpt.load_into({}, path, strict=False),
+)
+
+
+def refused(path: Path, words: str) -> None:
+    """Every way in refuses, saying the same; so does verify."""
+    for call in CALLS:
+        with pytest.raises(fastckpt.CorruptError, match=words):
+            call(path)
+    report = fastckpt.verify(path)
+    assert not report
+    assert any(words.replace("\\", "") in problem for problem in report.problems)
+
+
+def test_a_folder_that_is_missing_is_noticed(path: Path, nested: Path) -> None:
+    shutil.rmtree(path / "scalar")
+    refused(path, r"1 of 5 tensor folders are missing (the first at place 3)".replace("(", r"\(").replace(")", r"\)"))
+    shutil.rmtree(nested / "list.1.deep")
+    refused(nested, "1 of 7 tensor folders are missing")
+
+
+def test_all_folders_of_a_nested_object_missing(nested: Path) -> None:
+    for folder in nested.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    refused(nested, "7 of 7 tensor folders are missing")
+
+
+def test_a_folder_too_many_is_noticed(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(path / "small", path / "small2")
+    refused(path, "6 tensor folders, wants 5")
+    shutil.rmtree(path / "small2")
+    fastckpt.save({"other": torch.ones(1)}, tmp_path / "t")
+    shutil.copytree(tmp_path / "t" / "other", path / "other")
+    refused(path, "come from different saves")
+    shutil.rmtree(path / "other")
+    (path / "other").mkdir()
+    (path / "other" / "meta").write_text("shape { dim: 1 } data_type: kFloat")
+    (path / "other" / "out").write_bytes(bytes(4))
+    refused(path, "6 tensor folders, wants 5")
+    shutil.rmtree(path / "small")
+    refused(path, "1 of 5 tensor folders are missing")
+
+
+def test_a_renamed_folder_is_another_key_and_two_keys_are_noticed(tmp_path: Path) -> None:
+    fastckpt.save({"a/b": torch.ones(1), "c": torch.zeros(1)}, tmp_path / "s")
+    (tmp_path / "s" / "c").rename(tmp_path / "s" / "a")
+    assert list(fastckpt.load(tmp_path / "s")) == ["a/b", "a"]
+    meta = tmp_path / "s" / "a" / "meta"
+    meta.write_bytes(meta.read_bytes().replace(b'"count":2', b'"count":2,"name":"a/b"'))
+    refused(tmp_path / "s", "the key 'a/b' stands in 'a%2Fb' too")
+
+
+def test_a_folder_that_stands_there_instead_of_another(path: Path) -> None:
+    shutil.rmtree(path / "scalar")
+    shutil.copytree(path / "small", path / "scalar")
+    refused(path, "1 of 5 tensor folders are missing")
+
+
+def test_an_enormous_count_costs_nothing(path: Path) -> None:
+    for folder in path.iterdir():
+        if folder.is_dir():
+            meta = folder / "meta"
+            meta.write_bytes(meta.read_bytes().replace(b'"count":5', b'"count":9223372036854775807'))
+    refused(path, "9223372036854775802 of 9223372036854775807 tensor folders are missing")
+
+
+def test_metas_that_were_swapped(path: Path) -> None:
+    big, half = path / "big" / "meta", path / "half" / "meta"
+    texts = big.read_bytes(), half.read_bytes()
+    half.write_bytes(texts[0])
+    big.write_bytes(texts[1])
+    refused(path, "out: meta wants ")
+
+
+def test_metas_swapped_between_equal_sizes_differ_from_the_index(tmp_path: Path) -> None:
+    fastckpt.save({"a": torch.zeros(2, 3), "b": torch.zeros(3, 2)}, tmp_path / "s", index=True)
+    a, b = tmp_path / "s" / "a" / "meta", tmp_path / "s" / "b" / "meta"
+    texts = a.read_bytes(), b.read_bytes()
+    a.write_bytes(texts[1])
+    b.write_bytes(texts[0])
+    problems = fastckpt.verify(tmp_path / "s").problems
+    assert len(problems) == 2
+    assert all("snapshot_done: the index differs from" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("key", ["big", "small", "empty"])
+@pytest.mark.parametrize("change", [-1, 1, 4096])
+def test_a_file_that_was_cut_or_has_grown(key: str, change: int, path: Path) -> None:
+    out = path / key / "out"
+    size = out.stat().st_size
+    if size + change < 0:
+        pytest.skip("nothing to cut")
+    os.truncate(out, size + change)
+    refused(path, f"{key}/out: meta wants {size} bytes, file has {size + change}")
+
+
+@pytest.mark.parametrize("name", ["out", "meta"])
+def test_a_file_that_is_missing(name: str, path: Path) -> None:
+    (path / "big" / name).unlink()
+    refused(path, "big/out: No such file" if name == "out" else "1 of 5 tensor folders are missing")
+
+
+def test_a_file_that_may_not_be_read_is_the_system_s_refusal(path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    (path / "big" / "meta").chmod(0)
+    with pytest.raises(PermissionError) as denied:
+        fastckpt.load(path)
+    assert denied.value.filename == str(path / "big" / "meta")
+
+
+def test_ties_that_lead_nowhere(tmp_path: Path) -> None:
+    base = torch.ones(3)
+    fastckpt.save({"a": base, "b": base}, tmp_path / "s")
+    meta = tmp_path / "s" / "b" / "meta"
+    text = meta.read_bytes()
+    for goal in (b"c", b"b"):
+        meta.write_bytes(text.replace(b'"same_as":"a"', b'"same_as":"' + goal + b'"'))
+        refused(
+            tmp_path / "s", "b/meta: same_as '[bc]' is no tensor of its shape and dtype".replace("[bc]", goal.decode())
+        )
+    meta.write_bytes(text.replace(b"kFloat", b"kInt32"))
+    refused(tmp_path / "s", "b/meta: same_as 'a' is no tensor")
+
+
+@pytest.mark.parametrize("nested_too", [False, True])
+def test_verify_holds_the_index_against_the_folders(nested_too: bool, tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {"a": torch.arange(3), "b": torch.ones(5000), "c": torch.zeros(0)}
+    fastckpt.save({"t": tensors} if nested_too else tensors, tmp_path / "s", index=True)
+    report = fastckpt.verify(tmp_path / "s")
+    assert report
+    assert (report.tensors, report.nbytes, report.digests, report.problems) == (3, 20_024, 0, ())
+    prefix = "t." if nested_too else ""
+    out, marker = tmp_path / "s" / f"{prefix}a" / "out", tmp_path / "s" / "snapshot_done"
+    kept, text = out.read_bytes(), marker.read_bytes()
+    out.write_bytes(kept[:-1] + b"\1")
+    assert f"the copy of '{prefix}a'/out differs" in fastckpt.verify(tmp_path / "s").problems[0]
+    out.write_bytes(kept)
+    assert fastckpt.verify(tmp_path / "s")
+    for old, new, words in (
+        (b"dim: 5000", b"dim: 5001", "the index differs from"),
+        (b",20000,null", b",20001,null", "the index differs from"),
+        (b",20000,null", b",2e+04,null", "an entry that cannot be"),
+        (b",20000,null", b",20000,  -1", "an entry that cannot be"),
+        (b"null]", b"nul }", "cannot be read"),
+        (f'"{prefix}c"'.encode(), f'"{prefix}d"'.encode(), f"the index names '{prefix}d'"),
+        (f'[["{prefix}a"'.encode(), b"[[" + b"7".ljust(3 + len(prefix)), "an entry that cannot be"),
+    ):
+        table = text.index(b"\n") + 1
+        assert old in text[table:]
+        marker.write_bytes(text[:table] + text[table:].replace(old, new, 1))
+        problems = fastckpt.verify(tmp_path / "s").problems
+        assert any(words in problem for problem in problems), (old, problems)
+    marker.write_bytes(text)
+    assert fastckpt.verify(tmp_path / "s")
+
+
+def test_digests(path: Path) -> None:
+    import zlib
+
+    meta, out = path / "big" / "meta", path / "big" / "out"
+    text, data = meta.read_bytes(), out.read_bytes()
+    meta.write_bytes(text.replace(b'"count":5', b'"count":5,"digest":"crc32:%08x"' % zlib.crc32(data)))
+    assert fastckpt.verify(path).digests == 1
+    assert fastckpt.open(path)["big"].digest == f"crc32:{zlib.crc32(data):08x}"
+    for options in ({"verify": True}, {"verify": True, "mmap": False}, {"verify": True, "keys": ["big"]}):
+        assert fastckpt.load(path, **options)["big"][0, 1] == 1
+    out.write_bytes(data[:5] + b"\xff" + data[6:])
+    assert "big/out: its bytes have changed" in fastckpt.verify(path).problems[0]
+    fastckpt.load(path)
+    fastckpt.load(path, verify=True, keys=["small"])
+    target = torch.zeros(300, 300)
+    for call in (
+        lambda: fastckpt.load(path, verify=True),
+        lambda: fastckpt.load_into({"big": target}, path, strict=False, verify=True),
+    ):
+        with pytest.raises(fastckpt.CorruptError, match="big/out: its bytes have changed"):
+            call()
+    assert not target.any()
+    meta.write_bytes(text.replace(b'"count":5', b'"count":5,"digest":"xxh128:00"'))
+    assert "digest by 'xxh128'" in fastckpt.verify(path).problems[0]
+    fastckpt.load(path)
+
+
+def test_progress(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    seen: list[tuple[int, int]] = []
+    assert fastckpt.verify(path, progress=lambda done, total: seen.append((done, total)))
+    total = sum(tensor.nbytes for tensor in weights.values())
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_warnings_point_to_the_caller(path: Path) -> None:
+    (path / "stray").write_bytes(b"")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in (fastckpt.load, fastckpt.open, fastckpt.verify):
+            call(path)
+        fastckpt.load_into({}, path, strict=False)
+    assert [warning.filename for warning in caught] == [__file__] * 4
+    assert all("stray: a file that belongs to no snapshot" in str(warning.message) for warning in caught)
+
+
+def test_an_ordered_dict_comes_back_as_one(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    fastckpt.save(OrderedDict(reversed(weights.items())), path)
+    found = fastckpt.load(path)
+    assert type(found) is OrderedDict
+    assert_equal(found, OrderedDict(reversed(weights.items())))
+    assert type(fastckpt.open(path).tree) is OrderedDict
