@@ -13,9 +13,11 @@ from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.layout import OUT
 from fastckpt.tree import Leaf
-from fastckpt.verifying import check_digest
+from fastckpt.verifying import check_blob
 
 __all__ = ["IncompatibleKeys", "load_into"]
+
+_MAPS = 10_000  # at a time; a process may have 65,530
 
 
 class IncompatibleKeys(NamedTuple):
@@ -64,10 +66,8 @@ def load_into(
     def act(contents: Contents) -> IncompatibleKeys:
         keys = _match(model_or_state, targets, contents, strict)
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
-        if verify:
-            entries = [entry for _, entry in pairs]
-            for entry, blob in zip(entries, contents.map(entries), strict=True):
-                check_digest(entry.meta.digest, blob, f"{contents.path}/{entry.blob}/{OUT}")
+        for _, entry in pairs if verify else ():
+            check_blob(contents, entry)
         _fill(pairs, contents)
         return keys
 
@@ -124,16 +124,19 @@ def _mismatch(target: _Target | None, entry: Entry) -> str:
 
 
 def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> None:
-    """Read straight into the targets that lie as their blobs do; copy into the others from maps, all made before."""
+    """Read straight into the targets that lie as their blobs do; copy into the others from maps."""
     straight = [t.codec.memory_of(t.value) if t.dtype == e.meta.dtype else None for t, e in pairs]
     crooked = [pair for pair, memory in zip(pairs, straight, strict=True) if memory is None and pair[1].meta.nbytes]
-    maps = contents.map([entry for _, entry in crooked])
+    batches = [crooked[at : at + _MAPS] for at in range(0, len(crooked), _MAPS)]
+    maps = contents.map([entry for batch in batches[:1] for _, entry in batch])  # what fails, fails before any change
     for (target, entry), memory in zip(pairs, straight, strict=True):
         if memory is not None:
             _core.read_into(contents.fd, f"{entry.blob}/{OUT}", 0, memory, size=entry.meta.nbytes)
             target.codec.sound(target.value)
-    for (target, entry), blob in zip(crooked, maps, strict=True):
-        _fill_one(target, entry, blob, entry.meta.shape)
+    for batch in batches:
+        for (target, entry), blob in zip(batch, maps or contents.map([entry for _, entry in batch]), strict=True):
+            _fill_one(target, entry, blob, entry.meta.shape)
+        maps = []
 
 
 def _fill_one(target: _Target, entry: Entry, blob: Any, shape: tuple[int, ...]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from fastckpt import _core
 from fastckpt.codec import Codec, codec_for, default_framework
-from fastckpt.contents import Contents, Entry, reading
+from fastckpt.contents import MAP_LIMIT, Contents, Entry, map_files, reading
 from fastckpt.loading import flat, nested
 from fastckpt.slicing import spell_out, touched
 
@@ -31,7 +32,8 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     Returns
     -------
     Snapshot
-        It stays what it is when a save replaces the snapshot at `path`.
+        It stays what it is when a save replaces the snapshot at `path`; one of over 30,000 tensors, more than a
+        process can have mapped at once, raises FileNotFoundError for what it has not touched by then.
 
     Raises
     ------
@@ -40,6 +42,37 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     """
     framework = codec_for(as_ or default_framework()).name
     return reading(path, lambda contents: Snapshot(contents, framework), map_all=True)
+
+
+class _Blobs:
+    """The maps of a snapshot: all made now, so that they outlive it; one by one where they would be too many."""
+
+    def __init__(self, contents: Contents) -> None:
+        entries = list(contents.entries.values())
+        self._path = contents.path
+        self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
+        self._fd = -1
+        if len(entries) <= MAP_LIMIT:
+            self._maps = dict(zip([entry.blob for entry in entries], contents.map(entries), strict=True))
+        else:
+            self._fd = os.dup(contents.fd)
+            weakref.finalize(self, os.close, self._fd)
+
+    def __call__(self, entry: Entry) -> _core.Mapping:
+        blob = self._maps.get(entry.blob)
+        if blob is None:
+            (blob,) = map_files(self._fd, {entry.blob: entry.meta.nbytes}, self._path)
+            self._maps[entry.blob] = blob
+        return blob
+
+
+def _announce(blob: _core.Mapping, first: int, run: int, count: int) -> None:
+    """Tell the kernel which bytes will be touched: its own guess is to read what lies around each of them."""
+    if run == count < min(len(blob), _EXACT):
+        blob.advise(_core.MADV_RANDOM)
+        blob.advise(_core.MADV_WILLNEED, first, run)
+    else:
+        blob.advise(_core.MADV_RANDOM if run < min(_LONG_RUN, len(blob)) else _core.MADV_NORMAL)
 
 
 class TensorHandle:
@@ -57,15 +90,15 @@ class TensorHandle:
         Key of the tensor that it shares its memory with.
     """
 
-    __slots__ = ("_codec", "_entry", "_map", "name", "nbytes", "shape", "tied_to")
+    __slots__ = ("_blobs", "_codec", "_entry", "name", "nbytes", "shape", "tied_to")
 
-    def __init__(self, entry: Entry, blob: _core.Mapping, codec: Codec) -> None:
+    def __init__(self, entry: Entry, blobs: _Blobs, codec: Codec) -> None:
         self.name = entry.key
         self.shape = entry.meta.shape
         self.nbytes = entry.meta.nbytes
         self.tied_to = entry.meta.same_as
         self._entry = entry
-        self._map = blob
+        self._blobs = blobs
         self._codec = codec
 
     @property
@@ -103,18 +136,11 @@ class TensorHandle:
         """
         meta = self._entry.meta
         parts = spell_out(index, self.shape, self.name)
-        self._announce(*(elements * meta.dtype.itemsize for elements in touched(parts, self.shape)))
-        part = self._codec.part(self._codec.make(self._map, meta.dtype, self.shape, self.name), parts)
+        blob = self._blobs(self._entry)
+        _announce(blob, *(elements * meta.dtype.itemsize for elements in touched(parts, self.shape)))
+        part = self._codec.part(self._codec.make(blob, meta.dtype, self.shape, self.name), parts)
         self._codec.sound(part)
         return part
-
-    def _announce(self, first: int, run: int, count: int) -> None:
-        """Tell the kernel which bytes will be touched: its own guess is to read what lies around each of them."""
-        if run == count < min(self.nbytes, _EXACT):
-            self._map.advise(_core.MADV_RANDOM)
-            self._map.advise(_core.MADV_WILLNEED, first, run)
-        else:
-            self._map.advise(_core.MADV_RANDOM if run < min(_LONG_RUN, self.nbytes) else _core.MADV_NORMAL)
 
     def __repr__(self) -> str:
         return f"TensorHandle({self.name!r}, shape={self.shape}, dtype={self.dtype_name}, nbytes={self.nbytes})"
@@ -137,12 +163,11 @@ class Snapshot(Mapping[str, Any]):
     def __init__(self, contents: Contents, framework: str) -> None:
         self.path = contents.path
         codec = codec_for(framework)
-        entries = list(contents.entries.values())
-        maps = contents.map(entries)
-        self._handles = {e.key: TensorHandle(e, m, codec) for e, m in zip(entries, maps, strict=True)}
+        blobs = _Blobs(contents)
+        self._handles = {key: TensorHandle(entry, blobs, codec) for key, entry in contents.entries.items()}
         self._contents = contents
         self._tree: Any = None
-        self.nbytes = sum({e.blob: e.meta.nbytes for e in entries}.values())
+        self.nbytes = sum({entry.blob: entry.meta.nbytes for entry in contents.entries.values()}.values())
 
     @property
     def is_nested(self) -> bool:

@@ -18,7 +18,7 @@ from fastckpt.errors import CheckpointError, CorruptError, FormatError
 from fastckpt.layout import DONE, META, OUT
 from fastckpt.marker import LINE_LIMIT, IndexEntry, parse_index
 
-__all__ = ["Report", "check_digest", "verify"]
+__all__ = ["Report", "check_blob", "check_digest", "verify"]
 
 _PIECE = 16 << 20  # bytes read at a time
 
@@ -94,6 +94,13 @@ def check_digest(digest: str | None, buffer: Any, where: str) -> None:
     """
     if digest is not None:
         _compare(digest, (memoryview(buffer)[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)), where)
+
+
+def check_blob(contents: Contents, entry: Entry) -> None:
+    """Like `check_digest`, reading the blob piece by piece."""
+    if entry.meta.digest is not None:
+        where = f"{contents.path}/{entry.blob}/{OUT}"
+        _compare(entry.meta.digest, _pieces(contents, entry.blob, entry.meta.nbytes), where)
 
 
 def _compare(digest: str, pieces: Iterator[Any], where: str) -> None:

@@ -405,6 +405,41 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
     assert resident(tmp_path / "s" / "x" / "out") == 0
 
 
+@pytest.fixture
+def few_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a process could have two maps at once."""
+    for module in ("contents", "loading", "snapshot"):
+        monkeypatch.setattr(f"fastckpt.{module}.MAP_LIMIT", 2)
+    monkeypatch.setattr("fastckpt.filling._MAPS", 2)
+
+
+@pytest.mark.usefixtures("few_maps")
+def test_more_tensors_than_a_process_can_map(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    assert_equal(fastckpt.load(path), weights)
+    snapshot = fastckpt.open(path)
+    assert_equal({key: snapshot[key][...] for key in snapshot}, weights)
+    part = snapshot["big"][:]
+    part.zero_()
+    assert snapshot["big"][3, 3] == 0, "one map as long as somebody has it"
+    targets = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in weights.items()}
+    assert fastckpt.load_into(targets, path) == ([], [])
+    assert_equal(targets, {key: tensor.double() for key, tensor in weights.items()})
+    descriptors = len(os.listdir("/proc/self/fd"))
+    del snapshot
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 1
+
+
+def test_nothing_stays_open(path: Path) -> None:
+    descriptors = os.listdir("/proc/self/fd")
+    kept = [fastckpt.load(path), fastckpt.load(path, mmap=False), fastckpt.open(path), fastckpt.verify(path)]
+    (path / "big" / "meta").write_bytes(b"nonsense")
+    for call in (fastckpt.load, fastckpt.open):
+        with pytest.raises(fastckpt.FormatError):
+            call(path)
+    assert os.listdir("/proc/self/fd") == descriptors
+    del kept
+
+
 # ---- load_into ----
 
 
