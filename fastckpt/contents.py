@@ -11,6 +11,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from fastckpt import _core, parallel
@@ -22,7 +23,7 @@ from fastckpt.layout import DONE, META, OUT, PICKLE
 from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
 from fastckpt.meta import Meta
 
-__all__ = ["MAP_LIMIT", "Contents", "Entry", "map_files", "reading"]
+__all__ = ["MAP_LIMIT", "Contents", "Entry", "reading"]
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ _BATCH = 256  # folders that a thread looks into at a time, at most
 _READERS = 8
 _WORTH_A_THREAD = 64  # folders
 _ATTEMPTS = 100
+_RENAMES = 3  # how often a reader may see neither name of a snapshot that is being replaced
 _DEPTH = 50  # slashes in a key of others
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
 _NO_ENTRY = -errno.ENOENT
@@ -101,9 +103,11 @@ class Contents:
         self.notes: list[str] = []
         self._maps: dict[str, _core.Mapping] = {}
         self.marker = _read_marker(path, fd)
-        folders = os.listdir(fd)
-        folders.remove(_commit_mark(folders))
+        names = os.listdir(fd)
+        mark = DONE if DONE in names else _GRAPH
+        folders = [name for name in names if name != mark]
         metas = self._metas(folders, map_all and len(folders) <= MAP_LIMIT)
+        _check_still_there(mark, path, fd)
         if self.notes and not metas:
             raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
         check_count(metas, self.marker.count, path)
@@ -175,44 +179,35 @@ class Contents:
     def map(self, entries: Sequence[Entry]) -> list[_core.Mapping]:
         """Map the blobs of some entries, privately; a tie gives the same map twice. Nothing is read."""
         blobs = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in self._maps}
-        maps = self._maps | dict(zip(blobs, map_files(self.fd, blobs, self.path), strict=True)) if blobs else self._maps
-        return [maps[entry.blob] for entry in entries]
+        if blobs:
+            self._maps.update(zip(blobs, self._map_files(blobs), strict=True))
+        return [self._maps[entry.blob] for entry in entries]
 
-
-def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
-    """Map the blobs of an open snapshot, given their folders and sizes.
-
-    Raises
-    ------
-    CorruptError
-        A file has another size by now.
-    OSError
-        What the system refused, with errno and path.
-    """
-    try:
-        return _core.map_files(fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
-    except _core.SizeChanged as change:
-        raise CorruptError(f"{path}: {change}; it was changed while being read, load it again") from None
-    except OSError as problem:
-        if problem.errno == errno.ENOMEM:
-            problem.strerror = (
-                f"{problem.strerror} (vm.max_map_count limits the maps of a process: load with mmap=False)"
-            )
-        problem.filename = os.path.join(path, os.fsdecode(problem.filename or ""))
-        raise
+    def _map_files(self, blobs: dict[str, int]) -> list[_core.Mapping]:
+        try:
+            return _core.map_files(self.fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
+        except _core.SizeChanged as change:
+            raise CorruptError(f"{self.path}: {change}; it was changed while being read, load it again") from None
+        except OSError as problem:
+            problem.filename = os.path.join(self.path, os.fsdecode(problem.filename or ""))
+            raise
 
 
 def _open_folder(path: str) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    try:
-        return os.open(path, flags)
-    except NotADirectoryError:
-        raise FormatError(f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)") from None
-    except FileNotFoundError as missing:
+    for patience in range(_RENAMES, -1, -1):
         try:
-            return os.open(previous_of(os.path.realpath(path)), flags)
-        except OSError:
-            raise missing from None
+            return os.open(path, flags)
+        except NotADirectoryError:
+            raise FormatError(
+                f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)"
+            ) from None
+        except FileNotFoundError:
+            with suppress(OSError):  # between two renames it stands there; behind them it is where it was looked for
+                return os.open(previous_of(os.path.realpath(path)), flags)
+            if not patience:
+                raise
+    raise AssertionError("the last attempt raises")
 
 
 def _scan(fd: int, folders: Sequence[str], map_all: bool) -> list[tuple[bytes | int, int | _core.Mapping]]:
@@ -273,8 +268,12 @@ def _unmarked(path: str, fd: int) -> Marker:
     )
 
 
-def _commit_mark(names: Sequence[str]) -> str:
-    return DONE if DONE in names else _GRAPH
+def _check_still_there(mark: str, path: str, fd: int) -> None:
+    """Who deletes a snapshot that was replaced takes the mark first: while it is there, nothing else is missing."""
+    try:
+        os.stat(mark, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        raise NotCommittedError(f"{path}: {mark} vanished during the look at it; load it again") from None
 
 
 def _folders_in(folder: str, dir_fd: int) -> list[str]:
