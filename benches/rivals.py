@@ -1,4 +1,4 @@
-"""Paired timing against safetensors: GPT-2's shapes (148 tensors, 498 MB), each round in the same hour, one after the other.
+"""Paired timing against safetensors: GPT-2's shapes (148 tensors, 498 MB), the two taking turns in the same hour.
 
     python benches/rivals.py [--rounds 20] [--dir DIR]
 
@@ -61,9 +61,10 @@ def _sync(path: Path) -> None:
 
 def serve(side: str, folder: Path) -> None:
     """Child: obey "save N" and "load N" from standard input, and answer with seconds."""
-    import fastckpt
     import safetensors.torch
     import torch
+
+    import fastckpt
 
     torch.set_num_threads(1)
     state: dict[str, torch.Tensor] = {}
@@ -109,7 +110,8 @@ def measure(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:
         for what in ("save", "load"):
             for side in sides if round_ % 2 else reversed(sides):
                 child = children[side]
-                assert child.stdin is not None and child.stdout is not None
+                assert child.stdin is not None
+                assert child.stdout is not None
                 child.stdin.write(what + "\n")
                 child.stdin.flush()
                 took = float(child.stdout.readline())
