@@ -23,7 +23,7 @@ from fastckpt.layout import DONE, META, OUT, PICKLE
 from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
 from fastckpt.meta import Meta
 
-__all__ = ["MAP_LIMIT", "Contents", "Entry", "reading"]
+__all__ = ["MAP_LIMIT", "Contents", "Entry", "map_files", "reading"]
 
 T = TypeVar("T")
 
@@ -179,18 +179,31 @@ class Contents:
     def map(self, entries: Sequence[Entry]) -> list[_core.Mapping]:
         """Map the blobs of some entries, privately; a tie gives the same map twice. Nothing is read."""
         blobs = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in self._maps}
-        if blobs:
-            self._maps.update(zip(blobs, self._map_files(blobs), strict=True))
-        return [self._maps[entry.blob] for entry in entries]
+        maps = self._maps | dict(zip(blobs, map_files(self.fd, blobs, self.path), strict=True)) if blobs else self._maps
+        return [maps[entry.blob] for entry in entries]
 
-    def _map_files(self, blobs: dict[str, int]) -> list[_core.Mapping]:
-        try:
-            return _core.map_files(self.fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
-        except _core.SizeChanged as change:
-            raise CorruptError(f"{self.path}: {change}; it was changed while being read, load it again") from None
-        except OSError as problem:
-            problem.filename = os.path.join(self.path, os.fsdecode(problem.filename or ""))
-            raise
+
+def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
+    """Map the blobs of an open snapshot, given their folders and sizes.
+
+    Raises
+    ------
+    CorruptError
+        A file has another size by now.
+    OSError
+        What the system refused, with errno and path.
+    """
+    try:
+        return _core.map_files(fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
+    except _core.SizeChanged as change:
+        raise CorruptError(f"{path}: {change}; it was changed while being read, load it again") from None
+    except OSError as problem:
+        if problem.errno == errno.ENOMEM:
+            problem.strerror = (
+                f"{problem.strerror} (vm.max_map_count limits the maps of a process: load with mmap=False)"
+            )
+        problem.filename = os.path.join(path, os.fsdecode(problem.filename or ""))
+        raise
 
 
 def _open_folder(path: str) -> int:
