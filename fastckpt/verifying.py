@@ -77,11 +77,20 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
     FileNotFoundError, PermissionError
         The folder cannot be looked at.
     """
-    where = os.fspath(path)
     try:
         return reading(path, lambda contents: _report(contents, progress or _no_progress))
+    except _Unsound as unsound:
+        return unsound.report
     except CheckpointError as problem:
-        return Report(where, problems=(str(problem),))
+        return Report(os.fspath(path), problems=(str(problem),))
+
+
+class _Unsound(CheckpointError):
+    """Problems were found: if a save replaced the snapshot meanwhile, they mean nothing, and it is read again."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
 
 
 def check_digest(digest: str | None, buffer: Any, where: str) -> None:
@@ -137,7 +146,10 @@ def _report(contents: Contents, progress: Progress) -> Report:
             problems.append(str(problem))
         done += meta.nbytes
         progress(done, total)
-    return Report(contents.path, len(contents.entries), total, digests, tuple(problems))
+    report = Report(contents.path, len(contents.entries), total, digests, tuple(problems))
+    if problems:
+        raise _Unsound(report)
+    return report
 
 
 def _pieces(contents: Contents, folder: str, nbytes: int) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import shutil
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 import fastckpt
+import fastckpt.contents
 
 BIG = 40_000  # bytes and more are mapped, less is copied
 
@@ -438,6 +440,80 @@ def test_nothing_stays_open(path: Path) -> None:
             call(path)
     assert os.listdir("/proc/self/fd") == descriptors
     del kept
+
+
+# ---- replaced while it is read ----
+
+
+def replace_once(monkeypatch: pytest.MonkeyPatch, where: str, path: Path, new: Any) -> None:
+    """Save over the snapshot just before a step of the reading, the first time that it comes to it."""
+    module, _, name = where.rpartition(".")
+    step = getattr(sys.modules[module], name)
+
+    def first(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(where, step)
+        fastckpt.save(new, path)
+        return step(*args, **options)
+
+    monkeypatch.setattr(where, first)
+
+
+STEPS = ("_read_marker", "_scan", "entries_of", "check_count")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_load_gives_the_old_or_the_new(
+    step: str, foreign: bool, path: Path, oneflow_fixtures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {"epoch": 1, "t": [torch.ones(5000), torch.zeros(3)]}
+    for call in (
+        lambda: fastckpt.load(path),
+        lambda: fastckpt.open(path).tree,
+        lambda: fastckpt.load(path, mmap=False),
+        lambda: fastckpt.verify(path),
+    ):
+        if foreign:
+            shutil.rmtree(path)
+            shutil.copytree(oneflow_fixtures / "legacy/legacy_v0.5.0_module", path)
+        else:
+            fastckpt.save({"a": torch.ones(4), "b": torch.zeros(9000)}, path)
+        replace_once(monkeypatch, f"fastckpt.contents.{step}", path, new)
+        found = call()
+        if isinstance(found, dict):
+            assert "epoch" in found
+            assert len(found["t"]) == 2
+        else:
+            assert found, found.problems
+
+
+def test_verify_and_load_into_begin_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = {"big": torch.ones(4)}
+    replace_once(monkeypatch, "fastckpt.verifying._pieces", path, new)
+    report = fastckpt.verify(path)
+    assert (bool(report), report.tensors) == (True, 1)
+    fastckpt.save({"big": torch.zeros(4)}, path)
+    replace_once(monkeypatch, "fastckpt.filling._fill", path, new)
+    target = torch.full((4,), 7.0)
+    fastckpt.load_into({"big": target}, path)
+    assert target.tolist() == [1, 1, 1, 1]
+
+
+def test_a_snapshot_that_is_deleted_while_it_is_read(
+    oneflow_fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    shutil.copytree(oneflow_fixtures / "legacy/legacy_v0.5.0_module", path)
+    scan = fastckpt.contents._scan
+
+    def deleting(*args: Any) -> Any:
+        for name in ("snapshot_done", *sorted(os.listdir(path))[1:3]):
+            (shutil.rmtree if (path / name).is_dir() else os.unlink)(path / name)
+        return scan(*args)
+
+    monkeypatch.setattr("fastckpt.contents._scan", deleting)
+    with pytest.raises(fastckpt.NotCommittedError, match="snapshot_done vanished during the look at it"):
+        fastckpt.load(path)
 
 
 # ---- load_into ----
