@@ -107,7 +107,6 @@ class Contents:
         mark = DONE if DONE in names else _GRAPH
         folders = [name for name in names if name != mark]
         metas = self._metas(folders, map_all and len(folders) <= MAP_LIMIT)
-        _check_still_there(mark, path, fd)
         if self.notes and not metas:
             raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
         check_count(metas, self.marker.count, path)
@@ -115,6 +114,7 @@ class Contents:
         first = next(iter(self.entries.values()), None)
         if first is not None and first.meta.container == DONE and not self.marker.nested:
             raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")
+        _check_still_there(mark, path, fd)
 
     def _metas(self, folders: Sequence[str], map_all: bool) -> dict[str, Meta]:
         """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
@@ -199,9 +199,7 @@ def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
         raise CorruptError(f"{path}: {change}; it was changed while being read, load it again") from None
     except OSError as problem:
         if problem.errno == errno.ENOMEM:
-            problem.strerror = (
-                f"{problem.strerror} (vm.max_map_count limits the maps of a process: load with mmap=False)"
-            )
+            problem.strerror = f"{problem.strerror} (vm.max_map_count limits a process: load with mmap=False)"
         problem.filename = os.path.join(path, os.fsdecode(problem.filename or ""))
         raise
 
@@ -213,7 +211,7 @@ def _open_folder(path: str) -> int:
             return os.open(path, flags)
         except NotADirectoryError:
             raise FormatError(
-                f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)"
+                f"{path}: a file; a snapshot is a folder (perhaps torch.load or safetensors reads it)"
             ) from None
         except FileNotFoundError:
             with suppress(OSError):  # between two renames it stands there; behind them it is where it was looked for

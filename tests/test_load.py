@@ -478,11 +478,12 @@ def test_a_load_gives_the_old_or_the_new(
             shutil.copytree(oneflow_fixtures / "legacy/legacy_v0.5.0_module", path)
         else:
             fastckpt.save({"a": torch.ones(4), "b": torch.zeros(9000)}, path)
+        old = fastckpt.load(path).keys()
         replace_once(monkeypatch, f"fastckpt.contents.{step}", path, new)
         found = call()
         if isinstance(found, dict):
-            assert "epoch" in found
-            assert len(found["t"]) == 2
+            assert found.keys() in (old, new.keys())
+            assert len(found.get("t", new["t"])) == 2
         else:
             assert found, found.problems
 
