@@ -211,7 +211,7 @@ def _open_folder(path: str) -> int:
             return os.open(path, flags)
         except NotADirectoryError:
             raise FormatError(
-                f"{path}: a file; a snapshot is a folder (perhaps torch.load or safetensors reads it)"
+                f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)"
             ) from None
         except FileNotFoundError:
             with suppress(OSError):  # between two renames it stands there; behind them it is where it was looked for
