@@ -22,7 +22,7 @@ LAYERS = (
     ("torch", "torch.tensors"),
     ("__init__",),
     ("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying", "contents"),
-    ("commit", "staging", "plan", "parallel"),
+    ("commit", "target", "staging", "handles", "plan", "parallel"),
     ("comparing", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "errors"),

@@ -1,0 +1,386 @@
+"""What the tests of the commit save and look at, and the process that saves for them until it is killed.
+
+As a program this is that process. It reads one order a line (JSON), forks a child for it, and says its number; the
+child waits until it is told to go on, so that strace can be attached to it in between. What the child reports comes
+back when it ended. Nothing but numpy is imported, and everything is saved once before: a child does nothing but a save.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import seccomp
+
+import fastckpt
+from fastckpt import _core, saving
+
+STRACE = shutil.which("strace")
+BEGIN, END = "/begin", "/end"  # asked for, so that a log shows where the save began and ended
+
+
+def flat(seed: int) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    return {"w": random.random((5, 7), np.float32), "b": random.integers(0, 99, 3), f"only{seed}": np.array([seed])}
+
+
+def tied(seed: int) -> dict[str, Any]:
+    shared = np.full(6, seed, np.float64)
+    return {"wte": shared, "head": shared, "other": shared + 1}
+
+
+def nested(seed: int) -> dict[str, Any]:
+    return {"model": flat(seed), "epoch": seed, "rates": [0.1 * seed, (seed, None)]}
+
+
+def big(seed: int) -> dict[str, Any]:
+    shared = np.full(170_000, seed, np.float64)
+    return {"large": shared, "tied": shared, "small": np.array([seed])}
+
+
+def bare(seed: int) -> dict[str, Any]:
+    return {"none": np.zeros((0, seed)), "scalar": np.array(seed + 0.5)}
+
+
+#: What stands there before, if anything, and what is saved.
+CASES: dict[str, tuple[Any, Any]] = {
+    "first": (None, flat(2)),
+    "overwrite": (flat(1), flat(2)),
+    "nested": (nested(1), nested(2)),
+    "tied": (tied(1), tied(2)),
+    "bare": (bare(1), bare(2)),
+    "kind": (flat(1), nested(2)),
+    "big": (big(1), big(2)),
+    "older": (None, bare(1)),
+}
+#: How it is saved: synced one by one or all at once; without renameat2; without locks on folders as well. Also with
+#: "threads" or "threads-syncfs", as it is normally; the others take their steps in one order.
+WAYS = ("each", "syncfs", "renames", "lockfile")
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder and its content, every folder too."""
+    return {
+        path.relative_to(folder).as_posix(): b"" if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def written(obj: Any) -> dict[str, bytes]:
+    """The files that a save of `obj` leaves."""
+    with fast_folder() as folder:
+        fastckpt.save(obj, folder / "s")
+        return tree_of(folder / "s")
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        same_kind = (one.dtype, one.shape) == (other.dtype, other.shape)
+        return same_kind and one.tobytes() == other.tobytes()
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+def loaded(path: Path) -> Any:
+    return fastckpt.load(path, as_="numpy")
+
+
+@contextmanager
+def fast_folder() -> Iterator[Path]:
+    """A folder in memory where there is one: what a killed process leaves does not depend on the disk."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder).resolve()
+
+
+#: Whatever changes the disk or a lock; a process that dies elsewhere leaves what it leaves at the next of these.
+CHANGES = "mkdirat,openat,pwrite64,fsync,syncfs,renameat,renameat2,linkat,unlinkat,flock"
+
+
+# --- the process that saves -------------------------------------------------------------------------------------------
+
+
+#: The functions through which a save changes or locks anything.
+STEPS: tuple[tuple[Any, str], ...] = (
+    *((_core, name) for name in ("write", "sync_dir", "syncfs", "renameat2")),
+    *((os, name) for name in ("mkdir", "link", "rename", "unlink", "rmdir", "open")),
+    (fcntl, "flock"),
+)
+
+
+@contextmanager
+def every_step(before: Callable[[int, str], None], after: Callable[[int, str], None]) -> Iterator[list[str]]:
+    """Number the calls of `STEPS` and do something before and after each; gives their names so far."""
+    names: list[str] = []
+    kept = [(owner, name, getattr(owner, name)) for owner, name in STEPS]
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            names.append(name)
+            number = len(names)
+            before(number, name)
+            result = real(*arguments, **options)
+            after(number, name)
+            return result
+
+        return step
+
+    for owner, name, real in kept:
+        setattr(owner, name, counted(name, real))
+    try:
+        yield names
+    finally:
+        for owner, name, real in kept:
+            setattr(owner, name, real)
+
+
+def no_renameat2(*_: Any) -> None:
+    raise OSError(errno.EINVAL, "refused")
+
+
+def flock_for_files_only(real: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    def flock(fd: int, how: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EBADF, "refused")
+        real(fd, how)
+
+    return flock
+
+
+def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool = False) -> None:
+    """Let `fastckpt.save` work in that way from now on. `for_good`: the kernel may be asked to refuse."""
+    if not way.startswith("threads"):
+        patch(saving, "_WRITERS", 1)
+    if way.endswith("syncfs"):
+        patch(saving, "_SYNC_EACH", 0)
+    if way in ("renames", "lockfile"):
+        really = for_good and seccomp.NUMBERS and seccomp.forbid("renameat2", errno.EINVAL)
+        if not really:
+            patch(_core, "renameat2", no_renameat2)
+    if way == "lockfile":
+        patch(fcntl, "flock", flock_for_files_only(fcntl.flock))
+
+
+def descriptors() -> dict[int, str]:
+    """What is open, and where that leads."""
+    found = {}
+    for fd in range(256):
+        with suppress(OSError):
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def save_as_told(order: dict[str, Any]) -> dict[str, Any]:
+    """Save, perhaps die in it, and report what happened."""
+
+    def die(number: int, name: str) -> None:
+        if number == order.get("die_before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    report: dict[str, Any] = {}
+    os.access(BEGIN, os.F_OK)
+    with every_step(die, lambda number, name: None) as names:
+        try:
+            fastckpt.save(CASES[order["case"]][1], order["path"])
+        except OSError as problem:
+            uncertain = isinstance(problem, fastckpt.CommitUncertain)
+            report = {
+                "errno": problem.errno,
+                "filename": problem.filename,
+                "uncertain": uncertain,
+                "text": str(problem),
+            }
+        report["steps"] = names
+    os.access(END, os.F_OK)
+    return report
+
+
+def allow_tracer() -> None:
+    """Yama (ptrace_scope 1) lets only ancestors trace; strace is a brother."""
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1).value, 0, 0, 0)
+
+
+def child(order: dict[str, Any], go: int, out: int) -> None:
+    os.dup2(out, 900)  # the numbers that a save uses stay free
+    os.closerange(max(3, go + 1), 900)
+    prepare(order["way"], setattr, for_good=True)
+    allow_tracer()
+    before = descriptors()
+    os.write(900, b"\n")  # ready
+    os.read(go, 1)
+    report = save_as_told(order)
+    report["leaked"] = [what for fd, what in descriptors().items() if fd not in before]
+    os.write(900, json.dumps(report).encode())
+
+
+def serve() -> None:
+    for case in CASES.values():
+        written(case[1])
+    for line in sys.stdin:
+        go, tell_go = os.pipe()
+        out, tell_out = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(json.loads(line), go, tell_out)
+                os._exit(0)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        os.close(tell_out)
+        os.read(out, 1)
+        print(pid, flush=True)  # noqa: T201
+        sys.stdin.readline()
+        os.write(tell_go, b"!")
+        with open(out, "rb") as reported:
+            text = reported.read()
+        _, status = os.waitpid(pid, 0)
+        os.close(go)
+        os.close(tell_go)
+        outcome = {"killed": os.WIFSIGNALED(status), "report": json.loads(text) if text else None}
+        print(json.dumps(outcome), flush=True)  # noqa: T201
+
+
+class Outcome(NamedTuple):
+    killed: bool
+    report: dict[str, Any] | None
+
+
+class Saver:
+    """The door to that process."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-W", "error", __file__]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=20)
+
+    def save(self, path: Path, case: str, way: str = "each", *, strace: tuple[str, ...] = (), **order: Any) -> Outcome:
+        """Save as `way` says, under strace with these arguments if any."""
+        pid = self._tell({"path": str(path), "case": case, "way": way, **order})
+        tracer = attach(pid, strace) if strace else None
+        outcome = Outcome(**self._tell("go"))
+        if tracer:
+            tracer.communicate(timeout=20)
+        return outcome
+
+    def _tell(self, order: Any) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+class Scene:
+    """A folder with the old snapshot of a case, to be set up again and again."""
+
+    def __init__(self, folder: Path, case: str, way: str) -> None:
+        self.folder, self.case, self.way = folder, case, way
+        old, new = CASES[case]
+        self.old = None if old is None else written(old)
+        self.new = written(new)
+        self.after = written(CASES["older"][1])
+        self.others = {".s.lock"} if way == "lockfile" else set()
+
+    def set_up(self) -> Path:
+        """Give the path to save to."""
+        shutil.rmtree(self.folder / "there", ignore_errors=True)
+        (self.folder / "there").mkdir()
+        if self.old is not None:
+            fastckpt.save(CASES[self.case][0], self.folder / "there" / "s")
+        return self.folder / "there" / "s"
+
+    def check(self, path: Path, published: bool, when: str) -> None:
+        """What was committed is there to the byte, and can be loaded."""
+        old, new = CASES[self.case]
+        wanted, tree = (new, self.new) if published else (old, self.old)
+        if wanted is None:
+            assert not path.exists(), when
+            return
+        standing = path if path.exists() else path.parent / ".s.previous"
+        assert tree_of(standing) == tree, when
+        assert equal(loaded(path), wanted), when
+
+    def check_next(self, saver: Saver, path: Path, when: str) -> None:
+        """The next save does its work and clears up."""
+        outcome = saver.save(path, "older", self.way)
+        assert outcome.report is not None, when
+        assert "errno" not in outcome.report, (when, outcome.report)
+        assert tree_of(path) == self.after, when
+        assert set(os.listdir(path.parent)) - {"s"} == self.others, when
+
+
+def attach(pid: int, arguments: tuple[str, ...]) -> subprocess.Popen[str]:
+    """Trace a process that waits; PermissionError where the system does not let us."""
+    assert STRACE
+    command = [STRACE, "-f", "-y", "-p", str(pid), *arguments]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert tracer.stderr
+    line = tracer.stderr.readline()
+    if "attached" not in line:
+        tracer.communicate()
+        raise PermissionError(line)
+    return tracer
+
+
+class Call(NamedTuple):
+    """One system call of a save, as strace saw it."""
+
+    name: str
+    ordinal: int  # among those of its name
+    text: str
+    began: int  # number of the line where it began
+    ended: int
+
+
+def calls_in(log: Path) -> list[Call]:
+    """The calls between BEGIN and END, in the order in which they began; those of threads may overlap."""
+    lines = log.read_text().splitlines()
+    marks = [at for at, line in enumerate(lines) if f'"{BEGIN}"' in line or f'"{END}"' in line]
+    counts: dict[str, int] = {}
+    calls: list[Call] = []
+    open_calls: dict[str, int] = {}
+    for at, line in enumerate(lines[: marks[-1]]):
+        pid, _, text = line.partition(" ")
+        text = text.strip()
+        if resumed := re.match(r"<\.\.\. (\w+) resumed>", text):
+            begun = open_calls.pop(pid)
+            calls[begun] = calls[begun]._replace(ended=at, text=calls[begun].text + text[resumed.end() :])
+        elif called := re.match(r"(\w+)\(", text):
+            name = called[1]
+            counts[name] = counts.get(name, 0) + 1
+            if text.endswith("<unfinished ...>"):
+                open_calls[pid] = len(calls)
+                text = text.removesuffix("<unfinished ...>")
+            calls.append(Call(name, counts[name], text, at, at))
+    return [call for call in calls if call.began > marks[0]]
+
+
+if __name__ == "__main__":
+    assert threading.active_count() == 1
+    serve()
