@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from typing import Any
@@ -98,6 +99,8 @@ def _check_arguments(path: object, rank: int | None, foreign: dict[str, Any]) ->
         raise UnsupportedError("a snapshot is a folder, not a file-like object: pass the path of a folder")
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or os.PathLike, not {type(path).__name__}")
+    if not os.fspath(path):  # which would be the current folder
+        raise FileNotFoundError(errno.ENOENT, "an empty path", path)
     if rank not in (None, 0):
         raise UnsupportedError(f"global_dst_rank={rank}: one process writes the whole snapshot; call save on it alone")
     for name in foreign:

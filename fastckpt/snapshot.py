@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from fastckpt import _core
-from fastckpt.codec import Codec, codec_for, default_framework
+from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import MAP_LIMIT, Contents, Entry, map_files, reading
 from fastckpt.loading import flat, nested
 from fastckpt.slicing import spell_out, touched
@@ -141,6 +141,13 @@ class TensorHandle:
         part = self._codec.part(self._codec.make(blob, meta.dtype, self.shape, self.name), parts)
         self._codec.sound(part)
         return part
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Give all of it to numpy, which would otherwise ask for every element."""
+        meta = self._entry.meta
+        array = NUMPY.make(self._blobs(self._entry), meta.dtype, meta.shape, self.name)
+        NUMPY.sound(array)
+        return array.astype(array.dtype if dtype is None else dtype, copy=bool(copy))
 
     def __repr__(self) -> str:
         return f"TensorHandle({self.name!r}, shape={self.shape}, dtype={self.dtype_name}, nbytes={self.nbytes})"

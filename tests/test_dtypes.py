@@ -260,6 +260,10 @@ class Wrapped(torch.Tensor):
         raise NotImplementedError
 
 
+class Named(torch.Tensor):
+    """A tensor that is more than its elements to its user."""
+
+
 def fake_tensor() -> torch.Tensor:
     from torch._subclasses import FakeTensorMode
 
@@ -292,6 +296,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "quantised": (quantised, "quantised.*int_repr"),
     "fake": (fake_tensor, "FakeTensor"),
     "subclass": (lambda: Wrapped(torch.ones(3)), "tensor subclass Wrapped"),
+    "plain subclass": (lambda: torch.ones(3).as_subclass(Named), "tensor subclass Named"),
     "lazy": (lambda: torch.nn.LazyLinear(3).weight, "run the module once"),
     "zero tensor": (lambda: torch._efficientzerotensor(3), "clone"),
     "freed": (freed_tensor, "without memory"),

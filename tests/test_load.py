@@ -329,6 +329,15 @@ def test_slices_of_the_odd_shapes(path: Path) -> None:
         snapshot["scalar"][0]
 
 
+@pytest.mark.parametrize("as_", ["torch", "numpy"])
+def test_numpy_takes_a_handle_whole(as_: str, path: Path, weights: dict[str, torch.Tensor]) -> None:
+    handle = fastckpt.open(path, as_=as_)["big"]
+    assert np.array_equal(np.asarray(handle), weights["big"].numpy())
+    assert np.asarray(handle, np.float64).dtype == np.float64
+    assert not np.shares_memory(np.array(handle), np.asarray(handle))
+    assert np.asarray(fastckpt.open(path)["scalar"]).shape == ()
+
+
 def test_a_slice_may_be_changed_and_the_file_is_not(path: Path) -> None:
     before = content(path)
     handle = fastckpt.open(path)["big"]

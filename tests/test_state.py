@@ -499,6 +499,14 @@ def test_arguments_of_oneflow_and_torch(tmp_path: Path) -> None:
             fastckpt.save({}, path)
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastckpt.save({"a": torch.ones(1)}, tmp_path / "s")
+    monkeypatch.chdir(tmp_path / "s")
+    with pytest.raises(FileNotFoundError):
+        fastckpt.save({"b": torch.ones(1)}, "")
+    assert list(fastckpt.load(".")) == ["a"]
+
+
 # ---- frameworks ----
 
 

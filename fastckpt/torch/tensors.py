@@ -141,8 +141,8 @@ def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
         return f"tensor of layout {tensor.layout}", "store its to_dense(), or its indices and values"
     if tensor.is_quantized:
         return f"quantised tensor ({tensor.dtype})", "store its int_repr(), scale and zero point"
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return f"tensor subclass {type(tensor).__name__}", "store the plain tensors that it is made of"
+    if not _is_plain(tensor):
+        return f"tensor subclass {type(tensor).__name__}", "store the plain tensor that it is or is made of"
     if tensor.is_meta:
         return "tensor on the meta device", "it has no data: move the model to a real device first"
     if tensor.dtype not in _FROM_TORCH:
@@ -150,6 +150,13 @@ def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
     if not _is_backed(tensor):
         return "tensor without memory of its own for all its elements", "clone() it, or gather it first"
     return "", ""
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether the tensor is its elements and no more; of parameters that goes without asking."""
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return False
+    return type(tensor) is torch.Tensor or isinstance(tensor, torch.nn.Parameter)
 
 
 def _is_backed(tensor: torch.Tensor) -> bool:
