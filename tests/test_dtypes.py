@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,8 +16,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fastckpt
+from fastckpt.blobs import row_pieces
 from fastckpt.dtypes import BY_NAME
 
 pytestmark = [
@@ -357,6 +361,29 @@ def test_distributed_tensor(tmp_path: Path) -> None:
 
 
 # ---- large ----
+
+
+@given(st.lists(st.integers(1, 7), max_size=4), st.sampled_from([1, 2, 8]), st.integers(1, 400))
+def test_pieces_are_all_of_it_in_order_and_small(shape: list[int], itemsize: int, limit: int) -> None:
+    array = np.arange(math.prod(shape)).reshape(shape)
+    pieces = [array[index] for index in row_pieces(tuple(shape), itemsize, limit)]
+    assert np.concatenate([piece.ravel() for piece in pieces]).tolist() == array.ravel().tolist()
+    assert max(piece.size for piece in pieces) <= max(limit // itemsize, 1)
+
+
+def test_gathered_in_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("blobs", "arrays", "torch.tensors"):
+        monkeypatch.setattr(f"fastckpt.{module}.PIECE", 64)
+        if module != "blobs":
+            monkeypatch.setattr(f"fastckpt.{module}.row_pieces", lambda shape, size: row_pieces(shape, size, 64))
+    for dtype in (torch.float32, torch.uint8, torch.complex128):
+        saved = layouts(dtype)
+        fastckpt.save(saved, tmp_path / "s")
+        assert_same(fastckpt.load(tmp_path / "s"), saved)
+    arrays = array_layouts("float64") | {"big-endian": np.arange(100, dtype=">f8")}
+    fastckpt.save(arrays, tmp_path / "s")
+    for key, array in fastckpt.load(tmp_path / "s", as_="numpy").items():
+        np.testing.assert_array_equal(array, arrays[key])
 
 
 @pytest.fixture

@@ -223,6 +223,8 @@ def test_a_snapshot_is_a_mapping(path: Path, nested: Path, weights: dict[str, to
         assert snapshot.nbytes == sum(tensor.nbytes for tensor in weights.values())
         assert not snapshot.is_nested
         assert list(snapshot.tree) == list(weights)
+        assert snapshot.record is None
+        assert repr(snapshot) == f"Snapshot({str(path)!r}: 5 tensors, {snapshot.nbytes} bytes)"
         with pytest.raises(KeyError, match="nope"):
             snapshot["nope"]
     assert torch.equal(snapshot["big"][:], weights["big"])
@@ -438,6 +440,18 @@ def test_more_tensors_than_a_process_can_map(path: Path, weights: dict[str, torc
     descriptors = len(os.listdir("/proc/self/fd"))
     del snapshot
     assert len(os.listdir("/proc/self/fd")) == descriptors - 1
+
+
+def test_files_that_changed_since_they_were_looked_at(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with pytest.raises(fastckpt.CorruptError, match=f"{path}: .*changed while being read"):
+            fastckpt.contents.map_files(fd, {"big": 5}, str(path))
+        with pytest.raises(FileNotFoundError) as missing:
+            fastckpt.contents.map_files(fd, {"gone": 5}, str(path))
+        assert missing.value.filename == str(path / "gone" / "out")
+    finally:
+        os.close(fd)
 
 
 def test_nothing_stays_open(path: Path) -> None:
