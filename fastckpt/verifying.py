@@ -58,7 +58,7 @@ class Report:
 
 
 def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
-    """Check a snapshot without loading it: its structure, sizes and index, that every byte can be read, and digests.
+    """Check a snapshot without loading it: structure, sizes, object, ties, index, digests, and that all can be read.
 
     Parameters
     ----------

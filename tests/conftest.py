@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def oneflow_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def memory_path(tmp_path: Path) -> Iterator[Path]:
     """Give a folder in memory, where there is one: for tests that are not about the disk and would keep it busy."""
-    if not os.access("/dev/shm", os.W_OK):
+    if not os.access("/dev/shm", os.W_OK) or shutil.disk_usage("/dev/shm").free < 1 << 30:
         yield tmp_path
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
