@@ -21,8 +21,6 @@ from torch import nn
 import fastckpt
 import fastckpt.contents
 
-BIG = 40_000  # bytes and more are mapped, less is copied
-
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
@@ -118,6 +116,24 @@ def test_keys(path: Path, nested: Path, weights: dict[str, torch.Tensor]) -> Non
     assert list(fastckpt.load(path, keys=["half"], mmap=False, verify=True, device="cpu")) == ["half"]
     with pytest.raises(KeyError, match=r"no tensor 'nope' \(nor 1 more\)"):
         fastckpt.load(path, keys=["big", "nope", "nope2"])
+
+
+def test_only_what_is_asked_for_is_mapped(path: Path) -> None:
+    def mapped() -> set[str]:
+        return {
+            part.parent.name
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if str(path) in line and (part := Path(line.split()[-1])).name == "out"
+        }
+
+    one = fastckpt.load(path, keys=["half"])
+    assert mapped() == {"half"}
+    copies = fastckpt.load(path, mmap=False)
+    assert mapped() == {"half"}
+    everything = fastckpt.load(path)
+    assert mapped() == {"big", "half"}, "small ones are copied"
+    del one, copies, everything
+    assert mapped() == set()
 
 
 @pytest.mark.parametrize(
