@@ -602,6 +602,7 @@ TARGETS: dict[str, Any] = {
     "half": lambda: torch.zeros(300, 300, dtype=torch.float16),
     "parameter": lambda: nn.Parameter(torch.zeros(300, 300)),
     "negative": lambda: torch._neg_view(torch.zeros(300, 300)),
+    "expanded by one": lambda: torch.zeros(300, 300).expand(1, 300, 300)[0],
     "array": lambda: np.zeros((300, 300), np.float32),
     "fortran array": lambda: np.zeros((300, 300), np.float32, order="F"),
     "flipped array": lambda: np.zeros((300, 300), np.float32)[::-1],
@@ -619,6 +620,13 @@ def test_into_targets_of_any_layout_and_dtype(kind: str, path: Path, weights: di
     with np.errstate(over="ignore"):
         wanted = weights["big"].numpy().astype(str(dtype).removeprefix("torch."))
     assert (np.asarray(target.detach().resolve_neg() if isinstance(target, torch.Tensor) else target) == wanted).all()
+
+
+def test_a_dimension_of_one_has_no_stride_that_matters(tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.ones(1, 3), "y": torch.full((3, 1), 2.0)}, tmp_path / "s")
+    state = {"x": torch.zeros(3).expand(1, 3), "y": torch.zeros(3).as_strided((3, 1), (1, 0))}
+    fastckpt.load_into(state, tmp_path / "s")
+    assert (state["x"].tolist(), state["y"].tolist()) == ([[1, 1, 1]], [[2], [2], [2]])
 
 
 def test_only_the_part_that_is_a_target_changes(path: Path) -> None:

@@ -331,6 +331,23 @@ def test_what_is_tied_and_what_is_not(tmp_path: Path) -> None:
     assert inode(tmp_path / "s" / "equal") != inode(tmp_path / "s" / "base")
 
 
+def test_views_of_one_element_are_tied_too(tmp_path: Path) -> None:
+    one, array = torch.ones(1), np.ones(1)
+    saved = {
+        "a": one,
+        "b": one.view(1),
+        "c": one.expand(1),
+        "x": array,
+        "y": array[:],
+        "none": array[:0],
+        "no": array[1:],
+    }
+    found = round_trip(saved, tmp_path / "s")
+    assert found["a"] is found["b"] is found["c"]
+    assert found["x"] is found["y"]
+    assert found["none"] is not found["no"]
+
+
 def test_equal_memory_read_differently_is_no_tie(tmp_path: Path) -> None:
     base = torch.randn(4, dtype=torch.complex64)
     with pytest.warns(UserWarning, match="overlap"):
@@ -369,6 +386,7 @@ def test_partly_overlapping_tensors_are_stored_apart_with_a_warning(tmp_path: Pa
     assert 'obj["head"]' in warning
     assert 'obj["inner"]["tail"]' in warning
     assert "will not be tied" in warning
+    assert "more pairs" not in warning
     found = fastckpt.load(tmp_path / "s")
     assert same(found, saved)
     found["head"][5] = 100
