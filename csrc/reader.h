@@ -44,6 +44,24 @@ struct fc_folder {
 size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas,
                        struct fc_room *blobs);
 
+#define FC_RUNS_MAX 16
+
+/* A run of folders for one thread, with rooms of its own. */
+struct fc_run {
+    int dirfd;
+    struct fc_folder *folders;
+    size_t count;
+    struct fc_room metas;
+    struct fc_room blobs; /* `at` is NULL where blobs are not asked for */
+    size_t done;          /* out: what fc_scan_folders returned */
+};
+
+/*
+ * fc_scan_folders for `count` runs, 1 to FC_RUNS_MAX, at once: the first by the caller, each other by a thread that ends before this
+ * returns, or by the caller too where there is no thread to be had.
+ */
+void fc_scan_runs(struct fc_run *runs, size_t count);
+
 /*
  * Fill `data` with the `length` bytes at `offset` of a file that must have `size` bytes (any size when negative).
  * FC_SIZE_CHANGED: it has another size, or ends before `data` is full; `*found` is then how many bytes it has.

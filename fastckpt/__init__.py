@@ -5,6 +5,9 @@
 >>> model.load_state_dict(flow.load("./mnist_model"))
 """
 
+import sys
+
+from fastckpt.codec import codec_for
 from fastckpt.errors import (
     CheckpointError,
     CommitUncertain,
@@ -21,6 +24,9 @@ from fastckpt.snapshot import Snapshot, open
 from fastckpt.verifying import verify
 
 __version__ = "0.1.0"
+
+if "torch" in sys.modules:
+    codec_for("torch")  # now, so that the first load need not wait for it
 
 __all__ = [
     "CheckpointError",

@@ -48,7 +48,17 @@ cdef extern from "reader.h" nogil:
         void *address
         bint is_map
 
-    size_t fc_scan_folders(int dirfd, fc_folder *folders, size_t count, fc_room *metas, fc_room *blobs)
+    size_t FC_RUNS_MAX
+
+    struct fc_run:
+        int dirfd
+        fc_folder *folders
+        size_t count
+        fc_room metas
+        fc_room blobs
+        size_t done
+
+    void fc_scan_runs(fc_run *runs, size_t count)
     int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
                      fc_error *err)
 

@@ -331,7 +331,43 @@ cdef char *_aligned(_Room room) noexcept:
     return <char *>((<size_t>room.data + 63) & ~<size_t>63)
 
 
-def scan(int dirfd, folders, *, bint map=False):
+@cython.final
+@cython.internal
+cdef class _Run:
+    """A run of folders for one thread, and who owns the memory that it fills."""
+
+    cdef fc_run *run
+    cdef _Room text, room
+    cdef list mappings
+
+    def __cinit__(self, list mappings):
+        self.mappings = mappings
+        self.text = _Room(_ROOM, 1)
+
+    cdef int prepare(self, bint map) except -1:
+        self.run.metas.at, self.run.metas.left = <char *>self.text.data, _ROOM
+        self.run.blobs.at = NULL
+        if map and self.run.count > 0:
+            self.room = _Room(_ROOM, 1)
+            self.run.blobs.at, self.run.blobs.left = _aligned(self.room), _ROOM - 64
+        return 0
+
+    cdef void own(self, bint map) noexcept:
+        cdef size_t i
+        if map:
+            for i in range(self.run.done):
+                _own_out(self.mappings[i], &self.run.folders[i], self.room)
+
+    cdef list take(self):
+        cdef size_t i
+        found = [_scanned(&self.run.folders[i], self.mappings[i]) for i in range(self.run.done)]
+        del self.mappings[:self.run.done]
+        self.run.folders += self.run.done
+        self.run.count -= self.run.done
+        return found
+
+
+def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
     """Read the ``meta`` and ask for the size of the ``out`` of many folders.
 
     Parameters
@@ -342,6 +378,8 @@ def scan(int dirfd, folders, *, bint map=False):
         Names in it.
     map : bool
         Also map every ``out`` whose ``meta`` could be read, or read it into shared memory if it is small.
+    threads : int
+        How many share the folders, at most; the caller's is one of them.
 
     Returns
     -------
@@ -350,31 +388,40 @@ def scan(int dirfd, folders, *, bint map=False):
         or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
     """
     cdef list names = [_encode(name) for name in folders]
-    cdef size_t count = <size_t>len(names), at = 0, done, i
-    cdef _Room jobs = _Room(count, sizeof(fc_folder)), text = _Room(_ROOM, 1)
+    cdef size_t count = <size_t>len(names), width, i
+    cdef _Room jobs = _Room(count, sizeof(fc_folder)), table
     cdef fc_folder *job = <fc_folder *>jobs.data
-    cdef fc_room metas, blobs
-    cdef fc_room *take = &blobs if map else NULL
-    cdef _Room room = None
-    # The owners are made before there is anything to own: between a map and its owner nothing can fail.
-    cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
+    cdef _Run run
+    cdef fc_run *live
+    if threads > FC_RUNS_MAX:
+        threads = FC_RUNS_MAX
+    if threads > count:
+        threads = count
+    if threads == 0:
+        threads = 1
+    width = (count + threads - 1) // threads
     for i in range(count):
         job[i].name = PyBytes_AS_STRING(names[i])
-    found = []
-    while at < count:
-        metas.at, metas.left = <char *>text.data, _ROOM
-        if map:
-            room = _Room(_ROOM, 1)
-            blobs.at, blobs.left = _aligned(room), _ROOM - 64
+    table = _Room(threads, sizeof(fc_run))
+    live = <fc_run *>table.data
+    runs, found = [], []
+    for i in range(threads):
+        # The owners are made before there is anything to own: between a map and its owner nothing can fail.
+        run = _Run([Mapping.__new__(Mapping) if map else None for _ in names[i * width:(i + 1) * width]])
+        run.run = live + i
+        live[i].dirfd, live[i].folders, live[i].count = dirfd, job + i * width, <size_t>len(run.mappings)
+        runs.append(run)
+        found.append([])
+    while any([(<_Run>r).run.count for r in runs]):
+        for r in runs:
+            (<_Run>r).prepare(map)
         with nogil:
-            done = fc_scan_folders(dirfd, job + at, count - at, &metas, take)
-        if map:
-            for i in range(at, at + done):
-                _own_out(mappings[i], &job[i], room)
-        for i in range(at, at + done):
-            found.append(_scanned(&job[i], mappings[i]))
-        at += done
-    return found
+            fc_scan_runs(live, threads)
+        for r in runs:
+            (<_Run>r).own(map)
+        for i in range(threads):
+            found[i] += (<_Run>runs[i]).take()
+    return [pair for part in found for pair in part]
 
 
 def map_files(int dirfd, paths, sizes, *, int advice=0):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from fastckpt import _core, parallel
+from fastckpt import _core
 from fastckpt import meta as meta_file
 from fastckpt.commit import previous_of
 from fastckpt.entries import Entry, check_count, entries_of
@@ -30,8 +30,7 @@ T = TypeVar("T")
 _PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
-_BATCH = 256  # folders that a thread looks into at a time, at most
-_READERS = 8
+_READERS = 8  # threads: on a cold disk each waits for its own folder
 _WORTH_A_THREAD = 64  # folders
 _ATTEMPTS = 100
 _RENAMES = 3  # how often a reader may see neither name of a snapshot that is being replaced
@@ -120,7 +119,9 @@ class Contents:
         """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
         metas: dict[str, Meta] = {}
         foreign: list[str] = []
-        for folder, (text, out) in zip(folders, _scan(self.fd, folders, map_all), strict=True):
+        threads = min(_READERS, len(folders) // _WORTH_A_THREAD)
+        found = _core.scan(self.fd, folders, map=map_all, threads=threads)
+        for folder, (text, out) in zip(folders, found, strict=True):
             if isinstance(out, _core.Mapping):
                 self._maps[folder] = out
             size = out if isinstance(out, int) else len(out)
@@ -219,15 +220,6 @@ def _open_folder(path: str) -> int:
             if not patience:
                 raise
     raise AssertionError("the last attempt raises")
-
-
-def _scan(fd: int, folders: Sequence[str], map_all: bool) -> list[tuple[bytes | int, int | _core.Mapping]]:
-    """Look into all folders; several threads where there are many, for on a cold disk each waits for its own."""
-    threads = min(_READERS, len(folders) // _WORTH_A_THREAD) or 1
-    size = min(_BATCH, -(-len(folders) // threads) or 1)
-    batches = [folders[at : at + size] for at in range(0, len(folders), size)]
-    scans = parallel.run(lambda batch: _core.scan(fd, batch, map=map_all), batches, threads)
-    return [found for scan in scans for found in scan]
 
 
 def _unreadable(code: int, where: str) -> Exception:

@@ -334,6 +334,18 @@ def test_small_blobs_in_one_memory(folder: Folder) -> None:
     assert [bytes(blob) for blob in last] == [bytes([0 if i == 7 else i]) * 4096 for i in range(1, 40, 2)]
 
 
+@pytest.mark.parametrize("threads", [0, 1, 2, 7, 100])
+def test_scan_by_threads_gives_the_same(folder: Folder, threads: int) -> None:
+    names = [folder.tensor(f"t{i}", b"m" * (i * 100), bytes([i % 251]) * (i * 97)) for i in range(200)]
+    expected = [(b"m" * (i * 100), bytes([i % 251]) * (i * 97)) for i in range(200)]
+    before = len(os.listdir("/proc/self/task"))
+    found = _core.scan(folder.fd, [*names, "absent"], map=True, threads=threads)
+    assert len(os.listdir("/proc/self/task")) == before
+    assert found.pop() == (-errno.ENOENT, -errno.ENOENT)
+    assert [(meta, bytes(out)) for meta, out in found if isinstance(out, _core.Mapping)] == expected
+    assert _core.scan(folder.fd, names, threads=threads) == [(meta, len(out)) for meta, out in expected]
+
+
 @pytest.mark.parametrize("kind", ODD)
 def test_scan_maps_no_more_than_it_reads(folder: Folder, kind: str) -> None:
     odd_meta, odd_out, good = (folder.tensor(name, b"meta", b"out") for name in ("odd_meta", "odd_out", "good"))
