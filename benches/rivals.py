@@ -4,9 +4,9 @@
 
 Each side runs in its own process; the two take turns, and the ratio is taken round by round. First the saves, then the
 loads. Saves are durable: safetensors' file and folder are fsynced after ``save_file``, as its users must do by hand.
-Every round has fresh random values and a new target, and nothing is deleted before the end (1 GB a round): ext4 steps over
-inodes that were just freed, so whoever came after a deletion would pay for it; but what was written leaves the
-page cache, so that there is room. Loads are warm and lazy: to a dict of torch tensors, untouched.
+Every round has fresh random values and a new target, and nothing is deleted before the end (1 GB a round), because ext4
+steps over inodes that were just freed and whoever came after a deletion would pay for it; but what was written leaves
+the page cache, so that there is room. Loads are warm and lazy: to a dict of torch tensors, untouched.
 """
 
 from __future__ import annotations
