@@ -119,9 +119,7 @@ class Contents:
         """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
         metas: dict[str, Meta] = {}
         foreign: list[str] = []
-        threads = min(_READERS, len(folders) // _WORTH_A_THREAD)
-        found = _core.scan(self.fd, folders, map=map_all, threads=threads)
-        for folder, (text, out) in zip(folders, found, strict=True):
+        for folder, (text, out) in zip(folders, _scan(self.fd, folders, map_all), strict=True):
             if isinstance(out, _core.Mapping):
                 self._maps[folder] = out
             size = out if isinstance(out, int) else len(out)
@@ -220,6 +218,10 @@ def _open_folder(path: str) -> int:
             if not patience:
                 raise
     raise AssertionError("the last attempt raises")
+
+
+def _scan(fd: int, folders: Sequence[str], map_all: bool) -> list[tuple[bytes | int, int | _core.Mapping]]:
+    return _core.scan(fd, folders, map=map_all, threads=min(_READERS, len(folders) // _WORTH_A_THREAD))
 
 
 def _unreadable(code: int, where: str) -> Exception:
