@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "io.h"
@@ -134,30 +135,88 @@ size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struc
     return count;
 }
 
-static void *scan_run(void *argument)
+/* What threads share. It outlives the call: a thread that begins too late to be of use looks at nothing else. */
+struct share {
+    pthread_mutex_t lock;
+    pthread_cond_t over;
+    struct fc_run *runs;
+    size_t count;
+    size_t next;  /* the first run that nobody has taken */
+    size_t left;  /* runs that are not over */
+    size_t users; /* threads that will still look at this */
+};
+
+static void scan_run(struct fc_run *run)
 {
-    struct fc_run *run = argument;
     struct fc_room *blobs = run->blobs.at == NULL ? NULL : &run->blobs;
     run->done = fc_scan_folders(run->dirfd, run->folders, run->count, &run->metas, blobs);
+}
+
+/* Called and returns with the lock held. */
+static void work_off(struct share *share)
+{
+    while (share->next < share->count) {
+        struct fc_run *run = &share->runs[share->next++];
+        pthread_mutex_unlock(&share->lock);
+        scan_run(run);
+        pthread_mutex_lock(&share->lock);
+        if (--share->left == 0)
+            pthread_cond_signal(&share->over);
+    }
+}
+
+/* Called with the lock held, which is gone afterwards. */
+static void leave(struct share *share)
+{
+    bool last = --share->users == 0;
+    pthread_mutex_unlock(&share->lock);
+    if (!last)
+        return;
+    pthread_cond_destroy(&share->over);
+    pthread_mutex_destroy(&share->lock);
+    free(share);
+}
+
+static void *help(void *argument)
+{
+    struct share *share = argument;
+    pthread_mutex_lock(&share->lock);
+    work_off(share);
+    leave(share);
     return NULL;
 }
 
-void fc_scan_runs(struct fc_run *runs, size_t count)
+/* Called with the lock held. How many threads there are to be had does not matter. */
+static void call_helpers(struct share *share, size_t count)
 {
-    pthread_t threads[FC_RUNS_MAX];
-    size_t started = 1;
+    pthread_t thread;
     sigset_t all, before;
-    /* Signals are for Python's own threads. */
-    sigfillset(&all);
+    sigfillset(&all); /* signals are for Python's own threads */
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (started < count && pthread_create(&threads[started], NULL, scan_run, &runs[started]) == 0)
-        started++;
+    for (; count > 0 && pthread_create(&thread, NULL, help, share) == 0; count--) {
+        share->users++;
+        (void)pthread_detach(thread);
+    }
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)scan_run(&runs[0]);
-    for (size_t i = started; i < count; i++)
-        (void)scan_run(&runs[i]);
-    for (size_t i = 1; i < started; i++)
-        (void)pthread_join(threads[i], NULL);
+}
+
+void fc_scan_runs(struct fc_run *runs, size_t count, size_t threads)
+{
+    struct share *share = threads > 1 ? malloc(sizeof *share) : NULL;
+    if (share == NULL) {
+        for (size_t i = 0; i < count; i++)
+            scan_run(&runs[i]);
+        return;
+    }
+    *share = (struct share){.runs = runs, .count = count, .left = count, .users = 1};
+    (void)pthread_mutex_init(&share->lock, NULL);
+    (void)pthread_cond_init(&share->over, NULL);
+    pthread_mutex_lock(&share->lock);
+    call_helpers(share, threads - 1);
+    work_off(share);
+    while (share->left > 0)
+        pthread_cond_wait(&share->over, &share->lock);
+    leave(share);
 }
 
 int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,

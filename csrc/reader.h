@@ -44,9 +44,7 @@ struct fc_folder {
 size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas,
                        struct fc_room *blobs);
 
-#define FC_RUNS_MAX 16
-
-/* A run of folders for one thread, with rooms of its own. */
+/* A run of folders, with rooms of its own. */
 struct fc_run {
     int dirfd;
     struct fc_folder *folders;
@@ -57,10 +55,11 @@ struct fc_run {
 };
 
 /*
- * fc_scan_folders for `count` runs, 1 to FC_RUNS_MAX, at once: the first by the caller, each other by a thread that ends before this
- * returns, or by the caller too where there is no thread to be had.
+ * fc_scan_folders for `count` runs, shared by at most `threads` threads, of which the caller is one. It waits for the runs
+ * that others have taken, but not for a thread that has not begun: on a busy machine that may take longer than
+ * all the work. Such a thread ends by itself, having touched nothing of the caller's.
  */
-void fc_scan_runs(struct fc_run *runs, size_t count);
+void fc_scan_runs(struct fc_run *runs, size_t count, size_t threads);
 
 /*
  * Fill `data` with the `length` bytes at `offset` of a file that must have `size` bytes (any size when negative).

@@ -48,8 +48,6 @@ cdef extern from "reader.h" nogil:
         void *address
         bint is_map
 
-    size_t FC_RUNS_MAX
-
     struct fc_run:
         int dirfd
         fc_folder *folders
@@ -58,7 +56,7 @@ cdef extern from "reader.h" nogil:
         fc_room blobs
         size_t done
 
-    void fc_scan_runs(fc_run *runs, size_t count)
+    void fc_scan_runs(fc_run *runs, size_t count, size_t threads)
     int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
                      fc_error *err)
 

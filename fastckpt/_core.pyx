@@ -52,6 +52,7 @@ MADV_HUGEPAGE = _HUGEPAGE
 MADV_POPULATE_READ = _POPULATE_READ
 MADV_POPULATE_WRITE = _POPULATE_WRITE
 
+cdef size_t _THREADS_MAX = 16
 cdef char _nothing = 0  # what the buffer of an empty file points at: NULL would surprise some consumers
 cdef size_t _ROOM = 120 << 10  # of metas, or of small blobs; malloc gives such a size from memory that is used again
 
@@ -334,7 +335,7 @@ cdef char *_aligned(_Room room) noexcept:
 @cython.final
 @cython.internal
 cdef class _Run:
-    """A run of folders for one thread, and who owns the memory that it fills."""
+    """A run of folders, and who owns the memory that it fills."""
 
     cdef fc_run *run
     cdef _Room text, room
@@ -393,19 +394,16 @@ def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
     cdef fc_folder *job = <fc_folder *>jobs.data
     cdef _Run run
     cdef fc_run *live
-    if threads > FC_RUNS_MAX:
-        threads = FC_RUNS_MAX
-    if threads > count:
-        threads = count
-    if threads == 0:
-        threads = 1
-    width = (count + threads - 1) // threads
+    cdef size_t parts = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
+    if parts > count:
+        parts = count or 1
+    width = (count + parts - 1) // parts
     for i in range(count):
         job[i].name = PyBytes_AS_STRING(names[i])
-    table = _Room(threads, sizeof(fc_run))
+    table = _Room(parts, sizeof(fc_run))
     live = <fc_run *>table.data
     runs, found = [], []
-    for i in range(threads):
+    for i in range(parts):
         # The owners are made before there is anything to own: between a map and its owner nothing can fail.
         run = _Run([Mapping.__new__(Mapping) if map else None for _ in names[i * width:(i + 1) * width]])
         run.run = live + i
@@ -416,10 +414,10 @@ def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
         for r in runs:
             (<_Run>r).prepare(map)
         with nogil:
-            fc_scan_runs(live, threads)
+            fc_scan_runs(live, parts, threads)
         for r in runs:
             (<_Run>r).own(map)
-        for i in range(threads):
+        for i in range(parts):
             found[i] += (<_Run>runs[i]).take()
     return [pair for part in found for pair in part]
 
