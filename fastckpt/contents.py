@@ -170,9 +170,8 @@ class Contents:
         wanted = {keys} if isinstance(keys, str) else set(keys)
         missing = sorted(wanted - self.entries.keys())
         if missing:
-            raise KeyError(
-                f"{self.path}: no tensor {missing[0]!r} (nor {len(missing) - 1} more); see its keys with open()"
-            )
+            more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise KeyError(f"{self.path}: no tensor {missing[0]!r}{more}; fastckpt.open() shows its keys")
         return [entry for key, entry in self.entries.items() if key in wanted]
 
     def map(self, entries: Sequence[Entry]) -> list[_core.Mapping]:
