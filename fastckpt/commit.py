@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager, suppress
 
 from fastckpt import _core
 from fastckpt.errors import CommitUncertain, FormatError
-from fastckpt.handles import FOLDER, named
+from fastckpt.handles import FOLDER, named, sync_folder
 from fastckpt.layout import DONE
 from fastckpt.staging import Stage, remove_tree, retire
 from fastckpt.target import Target, previous_of
@@ -32,7 +32,7 @@ _PUBLISH_WAIT = 600.0  # seconds that another save may take to publish and to de
 _SAVE_WAIT = 86400.0  # where folders cannot be locked: seconds that another save may take as a whole
 _ATTEMPTS = 100  # other saves of the same target may come between
 _LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NO_RENAMEAT2 = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_NO_RENAMEAT2 = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: some sandboxes
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
 
 
@@ -54,12 +54,7 @@ def staging(path: str, *, overwrite: bool = True) -> Iterator[Stage]:
     try:
         with named(target.path):
             target.check(overwrite)
-            if not stage.create(target.parent.fd):
-                target.lock_out_others(_LOCK_FILE, _SAVE_WAIT)
-                if not stage.is_at(
-                    stage.name, target.parent.fd
-                ):  # the save that we waited for took it for a dead one's
-                    stage.create(target.parent.fd)
+            _begin(target, stage)
             recovered = _recover(target)
             _sweep(target, stage)
             if recovered:
@@ -76,6 +71,13 @@ def staging(path: str, *, overwrite: bool = True) -> Iterator[Stage]:
         target.close()
 
 
+def _begin(target: Target, stage: Stage) -> None:
+    if not stage.create(target.parent.fd):
+        target.lock_out_others(_LOCK_FILE, _SAVE_WAIT)
+        if not stage.is_at(stage.name, target.parent.fd):  # the save that had the lock took it for a dead one's
+            stage.create(target.parent.fd)
+
+
 def _recover(target: Target) -> bool:
     """Put back what a save without renameat2 had moved aside when it died; tell whether there was anything."""
     with target.dead(target.previous) as dead:
@@ -87,7 +89,7 @@ def _recover(target: Target) -> bool:
             if problem.errno in _TAKEN:
                 return False
             raise
-        _core.sync_dir(target.parent.fd)
+        sync_folder(target.parent.fd)
         return True
 
 
@@ -103,7 +105,7 @@ def _sweep_one(target: Target, name: str) -> None:
     with target.dead(name) as dead:
         if dead and (name != target.previous or target.has(target.name)):
             # Whoever left it may have died behind the exchange: its new snapshot must be durable first.
-            _core.sync_dir(target.parent.fd)
+            sync_folder(target.parent.fd)
             retire(name, target.parent.fd)
 
 
@@ -177,7 +179,7 @@ def _make_way(target: Target) -> None:
     if not target.has(target.previous):
         return
     with suppress(FileNotFoundError, NotADirectoryError), closing(target.lock(target.previous, FOLDER, _PUBLISH_WAIT)):
-        _core.sync_dir(target.parent.fd)
+        sync_folder(target.parent.fd)
         retire(target.previous, target.parent.fd)
     if target.has(target.previous):
         raise FormatError(f"{target.beside(target.previous)}: stands in the way of a save; move it away")
@@ -189,7 +191,7 @@ def _rename(target: Target, old: str, new: str) -> None:
 
 def _confirm(target: Target) -> None:
     try:
-        _core.sync_dir(target.parent.fd)
+        sync_folder(target.parent.fd)
     except OSError as problem:
         text = f"the new snapshot is visible, but may not survive a power cut ({problem.strerror}); save to a new path"
         raise CommitUncertain(problem.errno, text, target.path) from problem
@@ -202,6 +204,6 @@ def _discard(target: Target, stage: Stage, problem: BaseException) -> None:
     if stage.is_at(stage.name, fd):
         remove_tree(stage.name, fd)
     elif stage.is_at(target.name, fd) and not isinstance(problem, CommitUncertain):
-        _core.sync_dir(fd)
+        sync_folder(fd)
         for old in (stage.name, target.previous):
             retire(old, fd)

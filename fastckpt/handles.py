@@ -10,11 +10,18 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["FOLDER", "Handle", "named", "opened"]
+from fastckpt import _core
+
+__all__ = ["FOLDER", "Handle", "named", "opened", "sync_folder"]
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+_NO_FOLDER_SYNC = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+}  # folders that are shared with a virtual machine's host
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 _opening = threading.RLock()  # held by a fork too: no handle is open without being known
@@ -52,6 +59,16 @@ def opened(name: str, dir_fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def sync_folder(fd: int) -> None:
+    """Make the entries of an open folder durable; where that cannot be done to a folder, the whole file system."""
+    try:
+        _core.sync_dir(fd)
+    except OSError as problem:
+        if problem.errno not in _NO_FOLDER_SYNC:
+            raise
+        _core.syncfs(fd)
+
+
 class Handle:
     """An open folder or lock file, closed at the latest with its last user; and the lock on it, once `acquire` got it.
 
@@ -85,8 +102,6 @@ class Handle:
 
     def is_at(self, name: str, dir_fd: int) -> bool:
         """Tell whether the name leads to what is open here."""
-        if self.fd < 0:
-            return False
         try:
             return os.path.samestat(os.fstat(self.fd), os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
         except FileNotFoundError:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastckpt import _core
 from fastckpt.errors import UnsupportedError
-from fastckpt.handles import Handle, named, opened
+from fastckpt.handles import Handle, named, opened, sync_folder
 from fastckpt.layout import DONE, META, OUT
 
 __all__ = ["Stage", "remove_tree", "retire"]
@@ -130,7 +130,7 @@ class Stage:
         self._write(f"{folder}/{META}", [meta], sync)
         if sync:
             with named(os.path.join(self.path, folder)), opened(folder, self.fd) as fd:
-                _core.sync_dir(fd)
+                sync_folder(fd)
 
     def _write(self, name: str, pieces: Iterable[Any], sync: bool, nbytes: int = 0) -> int:
         with named(os.path.join(self.path, name)):
@@ -142,7 +142,7 @@ class Stage:
             if sync_all:
                 _core.syncfs(self.fd)
             self._write(DONE, marker, True)
-            _core.sync_dir(self.fd)
+            sync_folder(self.fd)
 
     def close(self) -> None:
         """Release the lock; the folder stays, wherever it is by now."""
@@ -158,7 +158,7 @@ def retire(name: str, parent_fd: int) -> None:
     with suppress(OSError):
         with opened(name, parent_fd) as fd, suppress(FileNotFoundError):
             os.unlink(DONE, dir_fd=fd)
-            _core.sync_dir(fd)
+            sync_folder(fd)
         remove_tree(name, parent_fd)
 
 

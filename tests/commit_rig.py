@@ -109,7 +109,8 @@ def loaded(path: Path) -> Any:
 def fast_folder() -> Iterator[Path]:
     """A folder in memory where there is one: what a killed process leaves does not depend on the disk."""
     memory = "/dev/shm"
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 100 << 20
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
         yield Path(folder).resolve()
 
 
@@ -271,7 +272,8 @@ class Saver:
 
     def __init__(self) -> None:
         command = [sys.executable, "-W", "error", __file__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # what has threads had better not fork
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone)
 
     def __enter__(self) -> Saver:
         return self
@@ -376,7 +378,7 @@ def calls_in(log: Path) -> list[Call]:
             counts[name] = counts.get(name, 0) + 1
             if text.endswith("<unfinished ...>"):
                 open_calls[pid] = len(calls)
-                text = text.removesuffix("<unfinished ...>")
+                text = text.removesuffix("<unfinished ...>").rstrip()
             calls.append(Call(name, counts[name], text, at, at))
     return [call for call in calls if call.began > marks[0]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from fastckpt import _core, commit, contents
 from fastckpt.arrays import NumpyCodec
 from fastckpt.errors import FormatError, NotCommittedError, UnsupportedError
 from fastckpt.handles import Handle
+from fastckpt.staging import Stage
 
 OLD, NEW = rig.flat(1), rig.flat(2)
 
@@ -64,7 +66,7 @@ def refusing(code: int, times: int = 1 << 30) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             left[0] -= 1
             if left[0] >= 0:
-                raise OSError(code, os.strerror(code))
+                raise OSError(code, os.strerror(code), "below", None, "other")
             return real(*arguments, **options)
 
         return call
@@ -136,10 +138,11 @@ def snapshot_with_link(path: Path) -> None:
     ids=["file", "folder", "marker-folder", "unmarked", "file-in", "folder-in", "deep-in", "file-in-tensor", "link-in"],
 )
 def test_what_is_no_snapshot_is_never_replaced(
-    make: Callable[[Path], None], error: type[Exception], tmp_path: Path
+    make: Callable[[Path], None], error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "s")
     before = rig.tree_of(tmp_path)
+    monkeypatch.setattr(os, "mkdir", refusing(errno.EIO)(os.mkdir))  # before anything is written
     with pytest.raises(error, match=str(tmp_path / "s")):
         fastckpt.save(NEW, tmp_path / "s")
     assert rig.tree_of(tmp_path) == before
@@ -307,6 +310,25 @@ def nothing(number: int, name: str) -> None:
     pass
 
 
+def test_another_folder_under_the_name_of_a_leftover_stays(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was locked is not what stands there now."""
+    leftover, living = leave(parent), leave(parent, "living")
+    held = hold(living)
+    real = os.open
+
+    def open_and_swap(name: Any, *arguments: Any, **options: Any) -> int:
+        fd = real(name, *arguments, **options)
+        if name == leftover.name and living.exists():
+            leftover.rename(parent / "gone")
+            living.rename(leftover)
+        return fd
+
+    monkeypatch.setattr(os, "open", open_and_swap)
+    fastckpt.save(NEW, parent / "s")
+    assert rig.equal(rig.loaded(leftover), NEW)
+    held.close()
+
+
 def test_a_folder_that_cannot_be_synced_is_not_swept_and_named(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leftover = leave(parent)
     monkeypatch.setattr(_core, "sync_dir", refusing(errno.EIO)(_core.sync_dir))
@@ -396,13 +418,80 @@ def test_ctrl_c_in_the_middle_leaves_no_trace_and_no_thread(parent: Path, monkey
             signal.raise_signal(number)
         return real(self, obj)
 
+    before_us = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a job in the background
     with monkeypatch.context() as patch:
         patch.setattr(NumpyCodec, "pieces", pieces)
         with pytest.raises(KeyboardInterrupt):
             fastckpt.save({str(n): np.arange(9) for n in range(50)}, parent / "s")
+    signal.signal(signal.SIGINT, before_us)
     assert rig.tree_of(parent) == before
     assert rig.descriptors() == open_before
     assert no_thread_stays()
+
+
+@pytest.mark.parametrize("code", [0, errno.EIO])
+def test_an_interrupt_behind_the_exchange_is_no_reason_to_hurry(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The old snapshot goes when the new one is durable, or not at all."""
+    real = _core.sync_dir
+    exchanged = []
+
+    def sync_dir(fd: int) -> None:
+        if exchanged and code:
+            raise OSError(code, "lost")
+        real(fd)
+
+    def stop(number: int, name: str) -> None:
+        if name == "renameat2":
+            exchanged.append(number)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_core, "sync_dir", sync_dir)
+
+    with rig.every_step(nothing, stop) as steps, pytest.raises(KeyboardInterrupt):
+        fastckpt.save(NEW, parent / "s")
+    assert rig.equal(rig.loaded(parent / "s"), NEW)
+    if code:
+        (kept,) = names(parent) - {"s"}
+        assert rig.equal(rig.loaded(parent / kept), OLD)
+    else:
+        assert names(parent) == {"s"}
+        behind = steps[steps.index("renameat2") :]
+        assert behind.index("sync_dir") < behind.index("unlink")
+
+
+def test_a_stage_is_not_taken_away_from_threads_that_write(parent: Path) -> None:
+    """A pool that is interrupted while it starts a thread forgets it."""
+    begun, ended, refused = threading.Event(), threading.Event(), []
+
+    def pieces() -> Iterator[bytes]:
+        begun.set()
+        time.sleep(0.2)
+        yield b""
+        ended.set()
+
+    def write(stage: Stage) -> None:
+        stage.write_tensor("w", b"", pieces(), 0, sync=False)
+        try:
+            stage.write_tensor("late", b"", [b""], 0, sync=False)
+        except RuntimeError as refusal:
+            refused.append(str(refusal))
+
+    def interrupted() -> None:
+        with commit.staging(str(parent / "s")) as stage:
+            forgotten.append(threading.Thread(target=write, args=(stage,)))
+            forgotten[0].start()
+            assert begun.wait(10)
+            raise Stop
+
+    forgotten: list[threading.Thread] = []
+    with pytest.raises(Stop):
+        interrupted()
+    assert ended.is_set()
+    assert names(parent) == {"s"}
+    forgotten[0].join()
+    assert refused == [f"{parent / 's'}: the save has ended"]
 
 
 @pytest.mark.parametrize("way", rig.WAYS)
@@ -463,6 +552,19 @@ def test_errors_name_the_place_that_the_user_knows(parent: Path, monkeypatch: py
         assert names(parent) == {"s"}, call
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_folders_cannot_be_synced_the_whole_system_is(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    with rig.every_step(nothing, nothing) as normally:
+        fastckpt.save(OLD, parent / "s", threads=1)
+    monkeypatch.setattr(_core, "sync_dir", refusing(code)(_core.sync_dir))
+    with rig.every_step(nothing, nothing) as steps:
+        fastckpt.save(OLD, parent / "s", threads=1)
+    assert [step for step in steps if step != "syncfs"] == normally
+    assert all(one != "sync_dir" or other == "syncfs" for one, other in itertools.pairwise(steps))
+
+
 def test_the_uncertain_commit_says_so_and_keeps_the_old_one(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = _core.sync_dir
 
@@ -495,7 +597,7 @@ def two_renames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_renames")
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
 def test_two_renames_do_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(_core, "renameat2", refusing(code)(_core.renameat2))
     for obj in (OLD, NEW, OLD):
@@ -527,8 +629,9 @@ def die_between_the_renames(parent: Path) -> None:
 def test_death_between_the_two_renames_is_recovered_by_load_and_save(parent: Path) -> None:
     die_between_the_renames(parent)
     assert rig.equal(rig.loaded(parent / "s"), OLD)
-    with pytest.raises(FileExistsError):
+    with rig.every_step(nothing, nothing) as steps, pytest.raises(FileExistsError):
         fastckpt.save(NEW, parent / "s", overwrite=False)
+    assert "write" not in steps
     assert names(parent) == {"s"}
     die_between_the_renames(parent)
     fastckpt.save(NEW, parent / "s")
@@ -561,6 +664,27 @@ def test_a_live_save_between_its_renames_is_not_recovered(parent: Path) -> None:
     assert rig.equal(rig.loaded(parent / "s"), NEW)
     assert names(parent) == {"s", ".s.previous"}
     living.close()
+
+
+def test_a_save_that_dies_between_its_renames_behind_our_back(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lived when there was something to recover, and not any more when leftovers are swept."""
+    die_between_the_renames(parent)
+    living = hold(parent / ".s.previous")
+    real = os.listdir
+
+    def listdir(fd: int) -> list[str]:
+        living.close()
+        return real(fd)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(Stop):
+        save_empty(parent / "s", stop)
+    assert living.fd == -1
+    assert rig.equal(rig.loaded(parent / "s"), OLD)
+
+
+def stop() -> None:
+    raise Stop
 
 
 @pytest.mark.usefixtures("two_renames")
@@ -618,12 +742,39 @@ def test_another_layer_is_said_clearly(parent: Path, monkeypatch: pytest.MonkeyP
     assert rig.tree_of(parent) == before
 
 
-def test_the_target_may_come_and_go(parent: Path) -> None:
+def test_the_target_may_come_and_go(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _core.renameat2
+    late: dict[Any, Callable[[], object]] = {
+        "v": lambda: fastckpt.save(OLD, parent / "v"),
+        "w": lambda: (parent / "w").rename(parent / "x"),
+    }
+
+    def renameat2(*arguments: Any) -> None:
+        late.pop(arguments[3], lambda: None)()
+        real(*arguments)
+
     save_empty(parent / "s", lambda: (parent / "s").rename(parent / "t"))
     save_empty(parent / "u", lambda: fastckpt.save(OLD, parent / "u"))
-    for name in ("s", "u"):
+    save_empty(parent / "w", lambda: None)
+    monkeypatch.setattr(_core, "renameat2", renameat2)
+    for name in ("v", "w"):  # the one comes and the other goes after it was looked for
+        save_empty(parent / name, lambda: None)
+    assert not late
+    for name in ("s", "u", "v", "w"):
         assert rig.loaded(parent / name) == {}
-    assert names(parent) == {"s", "t", "u"}
+    assert names(parent) == {"s", "t", "u", "v", "w", "x"}
+
+
+def test_a_stage_that_somebody_took_away_is_an_error(parent: Path) -> None:
+    def meanwhile() -> None:
+        (stage,) = names(parent) - {"s"}
+        (parent / stage).rename(parent / "taken")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        save_empty(parent / "s", meanwhile)
+    assert caught.value.filename == str(parent / "s")
+    assert rig.equal(rig.loaded(parent / "s"), OLD)
+    assert names(parent) == {"s", "taken"}
 
 
 # --- readers ----------------------------------------------------------------------------------------------------------
@@ -684,23 +835,41 @@ def test_a_live_stage_is_never_swept(parent: Path) -> None:
 
 
 def test_a_stage_that_is_swept_before_it_is_locked_is_made_again(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.mkdir
-    swept = []
+    """Before it is opened, before it is locked, or the sweep has just locked it."""
+    real_mkdir, real_flock = os.mkdir, fcntl.flock
+    made: list[str] = []
+    sweeping: list[Handle] = []
 
     def mkdir(name: str, *, dir_fd: int) -> None:
-        real(name, dir_fd=dir_fd)
-        if name.startswith(".s.saving-") and len(swept) < 2:
-            swept.append(Handle(name, dir_fd))
-            swept[-1].acquire()
-            if len(swept) == 1:
+        real_mkdir(name, dir_fd=dir_fd)
+        if name.startswith(".s.saving-"):
+            made.append(name)
+            if len(made) == 1:
                 os.rmdir(name, dir_fd=dir_fd)
+            if len(made) == 2:
+                sweeping.append(hold(parent / name))
+
+    def flock(fd: int, how: int) -> None:
+        if len(made) == 3 and (parent / made[2]).exists():
+            (parent / made[2]).rmdir()
+        real_flock(fd, how)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(fcntl, "flock", flock)
     fastckpt.save(NEW, parent / "s")
     assert rig.equal(rig.loaded(parent / "s"), NEW)
-    assert len(names(parent)) == 2
-    for handle in swept:
-        handle.close()
+    assert len(made) == 4
+    assert names(parent) == {"s", made[1]}
+    sweeping[0].close()
+
+
+def test_what_is_closed_is_not_locked_though_somebody_shares_it(parent: Path) -> None:
+    """Such as a child that C code forked."""
+    handle = hold(parent / "s")
+    shared = os.dup(handle.fd)
+    handle.close()
+    hold(parent / "s").close()
+    os.close(shared)
 
 
 def test_a_name_that_is_taken_is_not_used(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -715,9 +884,11 @@ def test_who_holds_the_target_for_too_long_is_an_error(parent: Path, monkeypatch
     before = rig.tree_of(parent)
     monkeypatch.setattr(commit, "_PUBLISH_WAIT", 0.05)
     living = hold(parent / "s")
+    open_before = rig.descriptors()
     with pytest.raises(TimeoutError, match="another save") as caught:
         fastckpt.save(NEW, parent / "s")
     assert (caught.value.errno, caught.value.filename) == (errno.ETIMEDOUT, str(parent / "s"))
+    assert rig.descriptors() == open_before  # though the error, and all that it came through, is still held here
     assert rig.tree_of(parent) == before
     living.close()
     fastckpt.save(NEW, parent / "s")

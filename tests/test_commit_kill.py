@@ -185,7 +185,7 @@ class Order:
 
     def __init__(self, calls: list[rig.Call], parent: Path) -> None:
         """The folder beside the target is STAGE until the exchange, and OLD then."""
-        exchange = next(call for call in calls if call.name == "renameat2")
+        exchange = next(call for call in calls if call.name.startswith("renameat"))
         self.calls = [
             call._replace(text=re.sub(r"\.s\.saving-\w+", "OLD" if call.began > exchange.began else "STAGE", call.text))
             for call in calls
@@ -234,6 +234,16 @@ def test_the_order_of_a_save(saver: rig.Saver, case: str, way: str) -> None:
             r"fsync\(\d+<HERE/OLD>",
             r'unlinkat\(.*"(meta|out)"',
         )
+
+
+@pytest.mark.usefixtures("tracing")
+@pytest.mark.no_asan
+@pytest.mark.parametrize("way", ["threads", "renames"])
+def test_the_order_of_a_first_save(saver: rig.Saver, way: str) -> None:
+    with rig.fast_folder() as folder:
+        order = Order(traced(saver, rig.Scene(folder, "first", way), rig.CHANGES), folder / "there")
+        rename = r"renameat2\(.*RENAME_NOREPLACE\) += 0" if way == "threads" else r"renameat\("
+        order.check(r"fsync\(\d+<HERE/STAGE>", rename, r"fsync\(\d+<HERE>")
 
 
 def check_file(order: Order, file: str, folder_synced: str, marker: str) -> None:
