@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastckpt
+from fastckpt.arrays import NUMPY
 from fastckpt.blobs import row_pieces
 from fastckpt.dtypes import BY_NAME
+from fastckpt.torch.tensors import TORCH
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
@@ -34,7 +36,7 @@ DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, to
 QUANTISED = [dtype for dtype in DTYPES if str(dtype).startswith(("torch.qint", "torch.quint"))]
 DENSE = [dtype for dtype in DTYPES if dtype not in QUANTISED]
 COMPLEX = [dtype for dtype in DENSE if dtype.is_complex]
-NUMPY = sorted(dtype.name for dtype in BY_NAME.values() if dtype.numpy is not None)
+NUMPY_NAMES = sorted(dtype.name for dtype in BY_NAME.values() if dtype.numpy is not None)
 
 RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -184,7 +186,7 @@ def array_layouts(name: str) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", NUMPY)
+@pytest.mark.parametrize("name", NUMPY_NAMES)
 def test_every_layout_of_every_numpy_dtype(name: str, tmp_path: Path) -> None:
     saved = array_layouts(name)
     fastckpt.save(saved, tmp_path / "s")
@@ -369,6 +371,14 @@ def test_pieces_are_all_of_it_in_order_and_small(shape: list[int], itemsize: int
     pieces = [array[index] for index in row_pieces(tuple(shape), itemsize, limit)]
     assert np.concatenate([piece.ravel() for piece in pieces]).tolist() == array.ravel().tolist()
     assert max(piece.size for piece in pieces) <= max(limit // itemsize, 1)
+
+
+def test_what_is_in_order_is_not_copied() -> None:
+    tensor, array = torch.ones(300), np.ones(300)
+    (piece,) = TORCH.pieces(tensor)
+    assert np.shares_memory(piece, tensor.numpy())
+    (piece,) = NUMPY.pieces(array)
+    assert np.shares_memory(piece, array)
 
 
 def test_gathered_in_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
