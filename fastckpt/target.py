@@ -53,8 +53,6 @@ class Target:
     """
 
     def __init__(self, path: str) -> None:
-        if not path:
-            raise FileNotFoundError(errno.ENOENT, "an empty path names no folder", path)
         self.path = os.path.realpath(os.fsdecode(path))
         folder, self.name = os.path.split(self.path)
         if not self.name:

@@ -297,6 +297,23 @@ def test_links_in_a_leftover_are_not_followed(parent: Path) -> None:
     assert rig.equal(rig.loaded(parent / "other"), OLD)
 
 
+def test_what_cannot_be_deleted_does_not_keep_the_rest(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leftover = leave(parent)
+    real = os.unlink
+
+    def unlink(name: str, *, dir_fd: int) -> None:
+        if name == "out" and os.path.samestat(os.fstat(dir_fd), (leftover / "b").stat()):
+            raise PermissionError(errno.EACCES, "refused")
+        real(name, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        fastckpt.save(NEW, parent / "s")
+    assert rig.tree_of(leftover).keys() == {"b", "b/out"}
+    fastckpt.save(NEW, parent / "s")
+    assert names(parent) == {"s"}
+
+
 def test_a_leftover_goes_only_after_the_folder_is_durable(parent: Path) -> None:
     """It may be the old snapshot of a save that died behind the exchange. Its lock comes first, so that it is dead."""
     leave(parent)
@@ -364,6 +381,29 @@ def test_a_snapshot_whose_marker_cannot_be_deleted_stays_whole(
     monkeypatch.undo()
     fastckpt.save(NEW, parent / "s")
     assert names(parent) == {"s"}
+
+
+# --- ties -------------------------------------------------------------------------------------------------------------
+
+TIED = rig.tied(3)
+
+
+@pytest.mark.parametrize("code", [0, errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_tie_is_linked_or_copied(parent: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    if code:
+        monkeypatch.setattr(os, "link", refusing(code)(os.link))
+    fastckpt.save(TIED, parent / "s")
+    assert rig.equal(rig.loaded(parent / "s"), TIED)
+    assert (parent / "s" / "head" / "out").stat().st_nlink == (1 if code else 2)
+
+
+def test_a_link_that_is_lost_is_an_error(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rig.tree_of(parent)
+    monkeypatch.setattr(os, "link", refusing(errno.EIO)(os.link))
+    with pytest.raises(OSError, match="error") as caught:
+        fastckpt.save(TIED, parent / "s")
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(parent / "s" / "head"))
+    assert rig.tree_of(parent) == before
 
 
 # --- stopped in the middle --------------------------------------------------------------------------------------------
