@@ -25,7 +25,7 @@ from fastckpt.verifying import verify
 
 __version__ = "0.1.0"
 
-if "torch" in sys.modules:
+if sys.modules.get("torch"):
     codec_for("torch")  # now, so that the first load need not wait for it
 
 __all__ = [

@@ -13,8 +13,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -320,13 +322,20 @@ def test_a_terabyte_of_nothing(sound: Path) -> None:
     assert len(fastckpt.load(sound)) == 2
 
 
-def test_folders_in_folders_without_end(sound: Path) -> None:
-    deep = os.open(sound, os.O_RDONLY)
+@pytest.fixture
+def deep(sound: Path) -> Iterator[Path]:
+    """Folders in folders, deeper than Python's own removal of a tree could follow."""
+    at = os.open(sound, os.O_RDONLY)
     for _ in range(1500):
-        os.mkdir("a", dir_fd=deep)
-        deeper = os.open("a", os.O_RDONLY, dir_fd=deep)
-        os.close(deep)
-        deep = deeper
-    os.close(deep)
+        os.mkdir("a", dir_fd=at)
+        below = os.open("a", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    yield sound
+    subprocess.run(["rm", "-rf", sound], check=True)
+
+
+def test_folders_in_folders_without_end(deep: Path) -> None:
     with pytest.warns(UserWarning, match=r"/a/a: no tensor, passed over"):
-        assert len(fastckpt.load(sound)) == 2
+        assert len(fastckpt.load(deep)) == 2

@@ -331,10 +331,11 @@ def draw_index(data: st.DataObject, shape: list[int]) -> tuple[Any, ...]:
     bounds = st.none() | st.integers(-9, 9)
     slices = st.builds(slice, bounds, bounds, st.sampled_from([None, 1, 2, 3, -1, -2]))
     parts: list[Any] = [data.draw(st.integers(-dim, dim - 1) | slices) for dim in shape]
-    kept = data.draw(st.integers(0, len(parts)))
-    for place in data.draw(st.lists(st.integers(0, kept), max_size=2)):
-        parts.insert(place, None)
-    return (*parts[:kept], ..., *parts[kept:])[: data.draw(st.integers(0, len(parts) + 1))]
+    begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(parts))] * 2)))
+    short: list[Any] = [*parts[:begin], ..., *parts[end:]] if data.draw(st.booleans()) else parts[:end]
+    for place in data.draw(st.lists(st.integers(0, len(short)), max_size=2)):
+        short.insert(place, None)
+    return tuple(short)
 
 
 @given(st.lists(st.integers(1, 6), max_size=4), st.data())
