@@ -475,7 +475,7 @@ def test_an_interrupt_behind_the_exchange_is_no_reason_to_hurry(
 ) -> None:
     """The old snapshot goes when the new one is durable, or not at all."""
     real = _core.sync_dir
-    exchanged = []
+    exchanged: list[int] = []
 
     def sync_dir(fd: int) -> None:
         if exchanged and code:
