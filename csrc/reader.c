@@ -7,7 +7,9 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,20 +29,68 @@ static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
     return true;
 }
 
-/* The first bytes of a meta into `room`. Returns how many, or -errno; `full`: no room for them, nothing was read. */
-static int64_t read_meta(int dirfd, const char *path, const struct fc_room *room, bool *full)
+/* Memory that a run hands out from the front. Who was given a part of it, and the run itself, are its users. */
+struct fc_block {
+    atomic_size_t users;
+    char *at;
+    size_t left;
+    char data[];
+};
+
+/* Just under what malloc gives back to the kernel at once, so that the pages of one load serve the next. */
+#define BLOCK_SIZE (((size_t)120 << 10) - sizeof(struct fc_block))
+
+void fc_release_block(struct fc_block *block)
+{
+    if (block != NULL && atomic_fetch_sub_explicit(&block->users, 1, memory_order_acq_rel) == 1)
+        free(block);
+}
+
+/* What an address must be moved by to be 64-aligned. */
+static size_t get_gap(const char *address)
+{
+    return -(uintptr_t)address & 63;
+}
+
+/* Room for `size` bytes, 64-aligned, in a block that stays as long as its user does; NULL when there is no memory. */
+static char *take_room(struct fc_run *run, size_t size, struct fc_block **user)
+{
+    struct fc_block *block = run->block;
+    size_t gap = block == NULL ? 0 : get_gap(block->at);
+    if (block == NULL || block->left < size + gap) {
+        fc_release_block(block);
+        run->block = block = malloc(sizeof *block + BLOCK_SIZE);
+        if (block == NULL)
+            return NULL;
+        atomic_init(&block->users, 1);
+        block->at = block->data;
+        block->left = BLOCK_SIZE;
+        gap = get_gap(block->at);
+    }
+    block->at += gap + size;
+    block->left -= gap + size;
+    atomic_fetch_add_explicit(&block->users, 1, memory_order_relaxed);
+    *user = block;
+    return block->at - size;
+}
+
+/* The first bytes of a meta. Returns how many, or -errno. */
+static int64_t read_meta(struct fc_run *run, const char *path, struct fc_folder *folder)
 {
     struct fc_error err;
     off_t size;
     ssize_t count = -1;
-    int fd = fc_open_file(dirfd, path, &size, &err);
+    int fd = fc_open_file(run->dirfd, path, &size, &err);
     if (fd < 0)
         return -err.code;
     if (size > FC_META_MAX)
         size = FC_META_MAX;
-    *full = (size_t)size > room->left;
-    if (!*full)
-        count = fc_read_at(fd, room->at, (size_t)size, 0, &err);
+    char *room = take_room(run, (size_t)size, &folder->meta_block);
+    if (room == NULL)
+        fc_fail_with(&err, "allocate", ENOMEM);
+    else
+        count = fc_read_at(fd, room, (size_t)size, 0, &err);
+    folder->meta = room;
     fc_close_read(fd);
     return count < 0 ? -err.code : count;
 }
@@ -60,79 +110,77 @@ static int64_t get_out_size(int dirfd, const char *path, bool safe_folder)
     return size;
 }
 
-static size_t align(size_t size)
-{
-    return (size + 63) & ~(size_t)63;
-}
-
-/* A small blob into `room`. A file that has become shorter since it was opened is as long as what could be read. */
-static int64_t copy_out(int fd, size_t size, struct fc_room *room, struct fc_folder *folder)
+/* A small blob into a block. A file that has become shorter since it was opened is as long as what could be read. */
+static int64_t copy_out(struct fc_run *run, int fd, size_t size, struct fc_folder *folder)
 {
     struct fc_error err;
-    ssize_t count = fc_read_at(fd, room->at, size, 0, &err);
-    if (count < 0)
-        return -err.code;
-    folder->address = room->at;
-    room->at += align(size);
-    room->left -= align(size);
-    return count;
+    ssize_t count;
+    char *room = take_room(run, size, &folder->blob_block);
+    if (room == NULL)
+        return -ENOMEM;
+    folder->address = room;
+    count = fc_read_at(fd, room, size, 0, &err);
+    return count < 0 ? -err.code : count;
 }
 
-/* The blob's size or -errno; `full` as above. */
-static int64_t take_out(int dirfd, const char *path, struct fc_room *room, struct fc_folder *folder, bool *full)
+/* The blob's size or -errno. */
+static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *folder)
 {
     struct fc_error err;
     off_t size;
     int64_t found;
-    int fd = fc_open_file(dirfd, path, &size, &err);
+    int fd = fc_open_file(run->dirfd, path, &size, &err);
     if (fd < 0)
         return -err.code;
     found = size;
-    *full = size <= FC_SMALL_BLOB && align((size_t)size) > room->left;
-    if (size > FC_SMALL_BLOB) {
-        folder->is_map = true;
-        if (fc_map_open(fd, size, &folder->address, &err) < 0)
-            found = -err.code;
-    } else if (size > 0 && !*full) {
-        found = copy_out(fd, (size_t)size, room, folder);
-    }
+    if (size > FC_SMALL_BLOB && fc_map_open(fd, size, &folder->address, &err) < 0)
+        found = -err.code;
+    if (0 < size && size <= FC_SMALL_BLOB)
+        found = copy_out(run, fd, (size_t)size, folder);
     fc_close_read(fd);
     return found;
 }
 
-/* False when there is no room for the meta or the blob. */
-static bool scan_folder(int dirfd, struct fc_folder *folder, struct fc_room *metas, struct fc_room *blobs)
+static void scan_meta(struct fc_run *run, struct fc_folder *folder)
 {
     char path[PATH_MAX];
-    bool full = false;
-    folder->meta = metas->at;
-    folder->meta_size = folder->out_size = -ENAMETOOLONG;
-    folder->address = NULL;
-    folder->is_map = false;
-    if (!join_path(path, folder->name, "meta"))
-        return true;
-    folder->meta_size = read_meta(dirfd, path, metas, &full);
-    if (full)
-        return false;
-    (void)join_path(path, folder->name, "out");
-    if (blobs != NULL && folder->meta_size >= 0)
-        folder->out_size = take_out(dirfd, path, blobs, folder, &full);
-    else
-        folder->out_size = get_out_size(dirfd, path, folder->meta_size >= 0);
-    return !full;
+    folder->meta_block = NULL;
+    folder->meta_size = -ENAMETOOLONG;
+    if (join_path(path, folder->name, "meta"))
+        folder->meta_size = read_meta(run, path, folder);
 }
 
-size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas, struct fc_room *blobs)
+static void scan_blob(struct fc_run *run, struct fc_folder *folder)
 {
-    for (size_t i = 0; i < count; i++) {
-        if (!scan_folder(dirfd, &folders[i], metas, blobs))
-            return i;
-        if (folders[i].meta_size > 0) {
-            metas->at += folders[i].meta_size;
-            metas->left -= (size_t)folders[i].meta_size;
-        }
+    char path[PATH_MAX];
+    folder->out_size = -ENAMETOOLONG;
+    folder->address = NULL;
+    folder->blob_block = NULL;
+    if (join_path(path, folder->name, "out"))
+        folder->out_size = take_out(run, path, folder);
+}
+
+static void scan_size(struct fc_run *run, struct fc_folder *folder)
+{
+    char path[PATH_MAX];
+    folder->out_size = -ENAMETOOLONG;
+    if (join_path(path, folder->name, "out"))
+        folder->out_size = get_out_size(run->dirfd, path, folder->meta_size >= 0);
+}
+
+static void scan_run(struct fc_run *run)
+{
+    run->block = NULL;
+    for (size_t i = 0; i < run->count; i++) {
+        struct fc_folder *folder = &run->folders[i];
+        if (run->what != FC_BLOBS)
+            scan_meta(run, folder);
+        if (run->what == FC_BLOBS)
+            scan_blob(run, folder);
+        else if (run->what == FC_METAS_AND_SIZES)
+            scan_size(run, folder);
     }
-    return count;
+    fc_release_block(run->block);
 }
 
 /* What threads share. It outlives the call: a thread that begins too late to be of use looks at nothing else. */
@@ -141,16 +189,11 @@ struct share {
     pthread_cond_t over;
     struct fc_run *runs;
     size_t count;
-    size_t next;  /* the first run that nobody has taken */
-    size_t left;  /* runs that are not over */
-    size_t users; /* threads that will still look at this */
+    size_t next;    /* the first run that nobody has taken */
+    size_t left;    /* runs that are not over */
+    size_t users;   /* threads that will still look at this */
+    cpu_set_t cpus; /* where they may run */
 };
-
-static void scan_run(struct fc_run *run)
-{
-    struct fc_room *blobs = run->blobs.at == NULL ? NULL : &run->blobs;
-    run->done = fc_scan_folders(run->dirfd, run->folders, run->count, &run->metas, blobs);
-}
 
 /* Called and returns with the lock held. */
 static void work_off(struct share *share)
@@ -180,27 +223,52 @@ static void leave(struct share *share)
 static void *help(void *argument)
 {
     struct share *share = argument;
+    (void)sched_setaffinity(0, sizeof share->cpus, &share->cpus);
     pthread_mutex_lock(&share->lock);
     work_off(share);
     leave(share);
     return NULL;
 }
 
+/*
+ * Kernels like to begin a thread on its maker's processor, where it waits for a tick (4 ms) while others are idle; so a
+ * helper begins anywhere else, and may then go where it likes. False when there is nowhere else.
+ */
+static bool send_away(struct share *share, pthread_attr_t *attr)
+{
+#ifdef __GLIBC__
+    cpu_set_t others;
+    int here = sched_getcpu();
+    if (here < 0 || sched_getaffinity(0, sizeof share->cpus, &share->cpus) < 0)
+        return true;
+    others = share->cpus;
+    CPU_CLR(here, &others);
+    return CPU_COUNT(&others) > 0 && pthread_attr_setaffinity_np(attr, sizeof others, &others) == 0;
+#else
+    (void)attr;
+    return sched_getaffinity(0, sizeof share->cpus, &share->cpus) < 0 || CPU_COUNT(&share->cpus) > 1;
+#endif
+}
+
 /* Called with the lock held. How many threads there are to be had does not matter. */
 static void call_helpers(struct share *share, size_t count)
 {
     pthread_t thread;
+    pthread_attr_t attr;
     sigset_t all, before;
+    if (pthread_attr_init(&attr) != 0)
+        return;
     sigfillset(&all); /* signals are for Python's own threads */
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (; count > 0 && pthread_create(&thread, NULL, help, share) == 0; count--) {
-        share->users++;
-        (void)pthread_detach(thread);
-    }
+    (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    if (send_away(share, &attr))
+        for (; count > 0 && pthread_create(&thread, &attr, help, share) == 0; count--)
+            share->users++;
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    (void)pthread_attr_destroy(&attr);
 }
 
-void fc_scan_runs(struct fc_run *runs, size_t count, size_t threads)
+void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads)
 {
     struct share *share = threads > 1 ? malloc(sizeof *share) : NULL;
     if (share == NULL) {

@@ -2,12 +2,11 @@
  * Two ways of reading files of a snapshot that nobody has checked yet: the metas of many folders, and part of one blob.
  *
  * Both open by fc_open_file's rules, so that nothing in the snapshot can make them wait, or look at a file outside it.
- * The caller owns all memory that they fill.
+ * The caller owns all memory that they fill, or becomes one of its users.
  */
 #ifndef FC_READER_H
 #define FC_READER_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -18,48 +17,46 @@
 
 #define FC_SMALL_BLOB 16384 /* up to here a copy costs less than a map, which takes whole pages and an munmap */
 
-/* Memory of the caller that is handed out from the front. */
-struct fc_room {
-    char *at;
-    size_t left;
-};
+struct fc_block; /* memory that several files share */
+
+/* Give up a part of it, which goes away with its last user. Any thread may; NULL is nothing. */
+void fc_release_block(struct fc_block *block);
 
 /* One folder of a snapshot, before (`name`) and after (the rest) it was looked at. */
 struct fc_folder {
     const char *name;
-    const char *meta;  /* its bytes, in the room for metas; not terminated */
-    int64_t meta_size; /* how many, at most FC_META_MAX; or -errno, and then there are none */
-    int64_t out_size;  /* size of the blob in bytes, or -errno */
-    void *address;     /* the blob's bytes; NULL if there are none or none were asked for */
-    bool is_map;       /* `address` is a map, for the caller to give to fc_unmap; else it lies in the room for blobs */
+    const char *meta;            /* its bytes; not terminated */
+    int64_t meta_size;           /* how many, at most FC_META_MAX; or -errno, and then there are none */
+    int64_t out_size;            /* size of the blob in bytes, or -errno */
+    void *address;               /* the blob's bytes; NULL if there are none or none were asked for */
+    struct fc_block *meta_block; /* what `meta` lies in, for the caller to release; may be NULL */
+    struct fc_block *blob_block; /* the same for `address`; where this is NULL, it is a map, for fc_unmap */
 };
 
-/*
- * Read the metas and ask for the sizes of the blobs of `count` folders, in order. With `blobs` (which may be NULL),
- * each blob beside a meta that could be read is mapped, or read into that room, 64-aligned, if it is small. What one
- * folder refuses is noted there and stops nobody else. Stops early when a room is full: give at least FC_META_MAX bytes
- * for metas and FC_SMALL_BLOB for blobs. Returns how many folders it has done, at least one (0 only when `count` is 0):
- * call it again, with more room, for the others.
- */
-size_t fc_scan_folders(int dirfd, struct fc_folder *folders, size_t count, struct fc_room *metas,
-                       struct fc_room *blobs);
+enum fc_what {
+    FC_METAS_AND_SIZES, /* the metas' bytes, and how long the blobs are */
+    FC_METAS,           /* the metas' bytes */
+    FC_BLOBS,           /* every blob mapped; if it is small, read, to a 64-aligned address */
+};
 
-/* A run of folders, with rooms of its own. */
+/* A run of folders. What is not asked for is neither touched nor set. */
 struct fc_run {
     int dirfd;
+    enum fc_what what;
     struct fc_folder *folders;
     size_t count;
-    struct fc_room metas;
-    struct fc_room blobs; /* `at` is NULL where blobs are not asked for */
-    size_t done;          /* out: what fc_scan_folders returned */
+    struct fc_block *block; /* of the function that works on it */
 };
 
 /*
- * fc_scan_folders for `count` runs, shared by at most `threads` threads, of which the caller is one. It waits for the runs
- * that others have taken, but not for a thread that has not begun: on a busy machine that may take longer than
- * all the work. Such a thread ends by itself, having touched nothing of the caller's.
+ * Look at the folders of `count` runs, which may be the same folders for different things. What one folder refuses is
+ * noted there and stops nobody else.
+ *
+ * At most `threads` threads share the runs, of which the caller is one. It waits for the runs that others have taken,
+ * but not for a thread that has not begun: on a busy machine that may take longer than all the work. Such a thread ends
+ * by itself, having touched nothing of the caller's.
  */
-void fc_scan_runs(struct fc_run *runs, size_t count, size_t threads);
+void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads);
 
 /*
  * Fill `data` with the `length` bytes at `offset` of a file that must have `size` bytes (any size when negative).

@@ -33,12 +33,8 @@ cdef extern from "writer.h" nogil:
 
 
 cdef extern from "reader.h" nogil:
-    size_t FC_META_MAX
-    size_t FC_SMALL_BLOB
-
-    struct fc_room:
-        char *at
-        size_t left
+    struct fc_block:
+        pass
 
     struct fc_folder:
         const char *name
@@ -46,17 +42,22 @@ cdef extern from "reader.h" nogil:
         int64_t meta_size
         int64_t out_size
         void *address
-        bint is_map
+        fc_block *meta_block
+        fc_block *blob_block
+
+    enum fc_what:
+        FC_METAS_AND_SIZES
+        FC_METAS
+        FC_BLOBS
 
     struct fc_run:
         int dirfd
+        fc_what what
         fc_folder *folders
         size_t count
-        fc_room metas
-        fc_room blobs
-        size_t done
 
-    void fc_scan_runs(fc_run *runs, size_t count, size_t threads)
+    void fc_release_block(fc_block *block)
+    void fc_scan_folders(fc_run *runs, size_t count, size_t threads)
     int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
                      fc_error *err)
 
@@ -86,9 +87,8 @@ cdef extern from "canon.h" nogil:
 
 
 @cython.final
-@cython.no_gc
 cdef class Mapping:
     cdef void *address
     cdef size_t size
-    cdef object owner  # of memory that is no map; None if it is one
+    cdef fc_block *block  # what the memory is a part of; NULL if it is a map
     cdef object __weakref__

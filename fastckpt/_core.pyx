@@ -13,8 +13,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdlib cimport free, malloc
 from posix.types cimport off_t
 
 import os
@@ -41,6 +44,8 @@ cdef extern from *:
 
 cdef extern from "Python.h":
     int PyUnicode_FSConverter(object path, void *result) except 0
+    bint Py_IsInitialized() nogil
+
 
 RENAME_NOREPLACE = FC_RENAME_NOREPLACE
 RENAME_EXCHANGE = FC_RENAME_EXCHANGE
@@ -54,7 +59,6 @@ MADV_POPULATE_WRITE = _POPULATE_WRITE
 
 cdef size_t _THREADS_MAX = 16
 cdef char _nothing = 0  # what the buffer of an empty file points at: NULL would surprise some consumers
-cdef size_t _ROOM = 120 << 10  # of metas, or of small blobs; malloc gives such a size from memory that is used again
 
 
 class SizeChanged(ValueError):
@@ -261,51 +265,7 @@ def renameat2(int olddirfd, old, int newdirfd, new, unsigned int flags):
         _fail(&err, old, new)
 
 
-@cython.final
-@cython.no_gc  # its owner refers to nothing; were it cleared before this is, memory of malloc would be unmapped
-cdef class Mapping:
-    """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
-
-    Whoever uses the memory holds this object; when nobody does, it is unmapped. It outlives the file's name, and what
-    is changed in it stays in memory. The bytes of small files are a part of memory that several of these share. Made by
-    `map_files` and `scan`; one that was made otherwise is empty.
-    """
-
-    def __dealloc__(self):
-        if self.owner is None:
-            fc_unmap(self.address, self.size)
-
-    def __len__(self):
-        return self.size
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        cdef void *address = self.address if self.size > 0 else &_nothing
-        PyBuffer_FillInfo(view, self, address, <Py_ssize_t>self.size, 0, flags)
-
-    def advise(self, int advice, Py_ssize_t offset=0, length=None):
-        """Tell the kernel how the memory will be used, or have it read in now (``MADV_POPULATE_READ``).
-
-        Parameters
-        ----------
-        advice : int
-            One of the ``MADV_*`` constants.
-        offset : int
-            Where it begins to hold.
-        length : int, optional
-            For how many bytes; to the end if not given.
-        """
-        cdef fc_error err
-        cdef int rc
-        cdef Py_ssize_t rest = <Py_ssize_t>self.size - offset
-        cdef Py_ssize_t count = rest if length is None else length
-        if offset < 0 or not 0 <= count <= rest:
-            raise ValueError(f"{count} bytes at {offset} are not within a map of {self.size} bytes")
-        if count == 0 or self.owner is not None:
-            return
-        with nogil:
-            rc = fc_advise(self.address, <size_t>offset, <size_t>count, advice, &err)
-        if rc < 0:
-            _fail(&err, None)
+include "_mapping.pxi"
 
 
 cdef void _own(Mapping mapping, const fc_map_job *job) noexcept:
@@ -313,59 +273,39 @@ cdef void _own(Mapping mapping, const fc_map_job *job) noexcept:
     mapping.size = <size_t>job.size
 
 
-cdef void _own_out(Mapping mapping, const fc_folder *folder, _Room room) noexcept:
-    if folder.address != NULL:
+cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
+    mapping.block = folder.blob_block
+    if folder.address != NULL and folder.out_size > 0:
         mapping.address = folder.address
         mapping.size = <size_t>folder.out_size
-        if not folder.is_map:
-            mapping.owner = room
 
 
-cdef tuple _scanned(const fc_folder *folder, Mapping mapping):
+cdef object _take_meta(fc_folder *folder):
     if folder.meta_size < 0:
-        return folder.meta_size, folder.out_size
-    found = folder.out_size if mapping is None or folder.out_size < 0 else mapping
-    return PyBytes_FromStringAndSize(folder.meta, folder.meta_size), found
+        return folder.meta_size
+    return PyBytes_FromStringAndSize(folder.meta, folder.meta_size)
 
 
-cdef char *_aligned(_Room room) noexcept:
-    return <char *>((<size_t>room.data + 63) & ~<size_t>63)
+cdef object _take_out(const fc_folder *folder, Mapping mapping):
+    return folder.out_size if mapping is None or min(folder.out_size, folder.meta_size) < 0 else mapping
 
 
-@cython.final
-@cython.internal
-cdef class _Run:
-    """A run of folders, and who owns the memory that it fills."""
-
-    cdef fc_run *run
-    cdef _Room text, room
-    cdef list mappings
-
-    def __cinit__(self, list mappings):
-        self.mappings = mappings
-        self.text = _Room(_ROOM, 1)
-
-    cdef int prepare(self, bint map) except -1:
-        self.run.metas.at, self.run.metas.left = <char *>self.text.data, _ROOM
-        self.run.blobs.at = NULL
-        if map and self.run.count > 0:
-            self.room = _Room(_ROOM, 1)
-            self.run.blobs.at, self.run.blobs.left = _aligned(self.room), _ROOM - 64
-        return 0
-
-    cdef void own(self, bint map) noexcept:
-        cdef size_t i
+cdef size_t _plan_runs(
+    fc_run *runs, int dirfd, fc_folder *folders, size_t count, bint map, size_t width
+) noexcept nogil:
+    """Cut the folders into runs; with `map`, one run for metas and one for blobs, which hinder each other least."""
+    cdef size_t at = 0, filled = 0
+    while at < count:
+        runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
+        runs[filled].count = min(width, count - at)
+        runs[filled].what = FC_BLOBS if map else FC_METAS_AND_SIZES
         if map:
-            for i in range(self.run.done):
-                _own_out(self.mappings[i], &self.run.folders[i], self.room)
-
-    cdef list take(self):
-        cdef size_t i
-        found = [_scanned(&self.run.folders[i], self.mappings[i]) for i in range(self.run.done)]
-        del self.mappings[:self.run.done]
-        self.run.folders += self.run.done
-        self.run.count -= self.run.done
-        return found
+            runs[filled + 1] = runs[filled]
+            runs[filled + 1].what = FC_METAS
+            filled += 1
+        filled += 1
+        at += width
+    return filled
 
 
 def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
@@ -389,37 +329,26 @@ def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
         or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
     """
     cdef list names = [_encode(name) for name in folders]
-    cdef size_t count = <size_t>len(names), width, i
-    cdef _Room jobs = _Room(count, sizeof(fc_folder)), table
-    cdef fc_folder *job = <fc_folder *>jobs.data
-    cdef _Run run
-    cdef fc_run *live
-    cdef size_t parts = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
-    if parts > count:
-        parts = count or 1
-    width = (count + parts - 1) // parts
+    cdef size_t count = <size_t>len(names), i
+    cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
+    cdef size_t width = (count + share - 1) // share
+    cdef _Room room = _Room(count, sizeof(fc_folder)), table = _Room(2 * share, sizeof(fc_run))
+    cdef fc_folder *found = <fc_folder *>room.data
+    cdef fc_run *runs = <fc_run *>table.data
+    # The owners are made before there is anything to own: between a map and its owner nothing can fail.
+    cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
     for i in range(count):
-        job[i].name = PyBytes_AS_STRING(names[i])
-    table = _Room(parts, sizeof(fc_run))
-    live = <fc_run *>table.data
-    runs, found = [], []
-    for i in range(parts):
-        # The owners are made before there is anything to own: between a map and its owner nothing can fail.
-        run = _Run([Mapping.__new__(Mapping) if map else None for _ in names[i * width:(i + 1) * width]])
-        run.run = live + i
-        live[i].dirfd, live[i].folders, live[i].count = dirfd, job + i * width, <size_t>len(run.mappings)
-        runs.append(run)
-        found.append([])
-    while any([(<_Run>r).run.count for r in runs]):
-        for r in runs:
-            (<_Run>r).prepare(map)
-        with nogil:
-            fc_scan_runs(live, parts, threads)
-        for r in runs:
-            (<_Run>r).own(map)
-        for i in range(parts):
-            found[i] += (<_Run>runs[i]).take()
-    return [pair for part in found for pair in part]
+        found[i].name = PyBytes_AS_STRING(names[i])
+    with nogil:
+        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, map, width), threads)
+    if map:
+        for i in range(count):
+            _own_out(mappings[i], found + i)
+    try:
+        return [(_take_meta(found + i), _take_out(found + i, mappings[i])) for i in range(count)]
+    finally:
+        for i in range(count):
+            fc_release_block(found[i].meta_block)
 
 
 def map_files(int dirfd, paths, sizes, *, int advice=0):

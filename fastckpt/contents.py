@@ -123,8 +123,8 @@ class Contents:
             if isinstance(out, _core.Mapping):
                 self._maps[folder] = out
             size = out if isinstance(out, int) else len(out)
-            where = f"{self.path}/{folder}"
             if isinstance(text, bytes) and size >= 0:
+                where = f"{self.path}/{folder}"
                 meta = meta_file.parse(text, f"{where}/{META}")
                 metas[folder] = meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
                 if meta.count is None:
@@ -132,7 +132,7 @@ class Contents:
             elif text == size == _NO_ENTRY:
                 foreign.append(folder)
             else:
-                self._pass_over(where, text, size)
+                self._pass_over(f"{self.path}/{folder}", text, size)
         for folder in foreign:
             metas.update(self._nested(folder, folder in metas))
         return metas

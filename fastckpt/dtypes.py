@@ -29,6 +29,8 @@ class DType:
         Name of the numpy (or ml_dtypes) type, None where there is none.
     torch : str or None
         Attribute of the ``torch`` module, None where there is none.
+    dlpack : int or None
+        DLPack's code of the kind of number, for those that every torch takes by it.
     """
 
     name: str
@@ -37,10 +39,11 @@ class DType:
     itemsize: int
     numpy: str | None
     torch: str | None
+    dlpack: int | None = None
 
 
-def _named(name: str, enum: str, number: int, itemsize: int, numpy: bool = True) -> DType:
-    return DType(name, enum, number, itemsize, name if numpy else None, name)
+def _named(name: str, enum: str, number: int, itemsize: int, dlpack: int | None = None, numpy: bool = True) -> DType:
+    return DType(name, enum, number, itemsize, name if numpy else None, name, dlpack)
 
 
 def _unnamed(name: str, itemsize: int = 1, *, numpy: bool, torch: bool) -> DType:
@@ -48,22 +51,22 @@ def _unnamed(name: str, itemsize: int = 1, *, numpy: bool, torch: bool) -> DType
 
 
 _NAMED = (
-    _named("float32", "kFloat", 2, 4),
-    _named("float64", "kDouble", 3, 8),
-    _named("int8", "kInt8", 4, 1),
-    _named("int32", "kInt32", 5, 4),
-    _named("int64", "kInt64", 6, 8),
-    _named("uint8", "kUInt8", 7, 1),
-    _named("float16", "kFloat16", 9, 2),
-    _named("bfloat16", "kBFloat16", 11, 2),
+    _named("float32", "kFloat", 2, 4, 2),
+    _named("float64", "kDouble", 3, 8, 2),
+    _named("int8", "kInt8", 4, 1, 0),
+    _named("int32", "kInt32", 5, 4, 0),
+    _named("int64", "kInt64", 6, 8, 0),
+    _named("uint8", "kUInt8", 7, 1, 1),
+    _named("float16", "kFloat16", 9, 2, 2),
+    _named("bfloat16", "kBFloat16", 11, 2, 4),
     _named("bool", "kBool", 12, 1),
     _named("uint16", "kUInt16", 13, 2),
     _named("uint32", "kUInt32", 14, 4),
     _named("uint64", "kUInt64", 15, 8),
-    _named("int16", "kInt16", 17, 2),
+    _named("int16", "kInt16", 17, 2, 0),
     _named("complex32", "kComplex32", 19, 4, numpy=False),
-    _named("complex64", "kComplex64", 20, 8),
-    _named("complex128", "kComplex128", 21, 16),
+    _named("complex64", "kComplex64", 20, 8, 5),
+    _named("complex128", "kComplex128", 21, 16, 5),
 )
 
 _UNNAMED = (

@@ -112,10 +112,10 @@ class Maker:
         tensors: dict[str, Any] = {}
         first: dict[str, Any] = {}  # by blob
         for entry, buffer in zip(entries, buffers, strict=True):
-            key, _, _, blob = entry
-            if blob not in first:
-                first[blob] = self._make(self._default, entry, buffer)
-            tensors[key] = first[blob]
+            made = first.get(entry.blob)
+            if made is None:
+                made = first[entry.blob] = self._make(self._default, entry, buffer)
+            tensors[entry.key] = made
         return tensors
 
     def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:

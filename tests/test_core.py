@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import seccomp
+import torch
 
 from fastckpt import _core
 
@@ -349,6 +350,57 @@ def test_scan_by_threads_gives_the_same(folder: Folder, threads: int) -> None:
     assert found.pop() == (-errno.ENOENT, -errno.ENOENT)
     assert [(meta, bytes(out)) for meta, out in found if isinstance(out, _core.Mapping)] == expected
     assert _core.scan(folder.fd, names, threads=threads) == [(meta, len(out)) for meta, out in expected]
+
+
+def test_scan_on_one_processor_makes_no_thread(folder: Folder) -> None:
+    names = [folder.tensor(f"t{i}", b"meta", bytes([i]) * 97) for i in range(200)]
+    allowed = os.sched_getaffinity(0)
+    before = set(os.listdir("/proc/self/task"))
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        found = _core.scan(folder.fd, names, map=True, threads=8)
+        assert set(os.listdir("/proc/self/task")) <= before
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert [bytes(out)[:1] for _, out in found if isinstance(out, _core.Mapping)] == [bytes([i]) for i in range(200)]
+
+
+# --- dlpack
+
+
+def test_dlpack_tensor_keeps_the_memory(folder: Folder) -> None:
+    folder.file("out", np.arange(6, dtype="<f4").tobytes() * 4096)
+    (mapping,) = _core.map_files(folder.fd, ["out"], [6 * 4 * 4096])
+    tensor = torch.utils.dlpack.from_dlpack(mapping.dlpack(2, 32, (4096, 2, 3)))
+    del mapping
+    assert maps_of(folder.path) == 1
+    assert tensor.dtype == torch.float32
+    assert tensor[7].tolist() == [[0, 1, 2], [3, 4, 5]]
+    tensor[7] = 0  # private and writable
+    assert tensor[6:9].sum() == 30
+    del tensor
+    assert maps_of(folder.path) == 0
+
+
+def test_dlpack_that_nobody_takes_is_released(folder: Folder) -> None:
+    folder.file("out", bytes(1 << 20))
+    (mapping,) = _core.map_files(folder.fd, ["out"], [1 << 20])
+    capsules = [mapping.dlpack(1, 8, (1 << 20,)) for _ in range(3)]
+    del mapping
+    assert maps_of(folder.path) == 1
+    del capsules
+    assert maps_of(folder.path) == 0
+
+
+@pytest.mark.parametrize(
+    ("bits", "shape"),
+    [(32, (7,)), (32, (3, 0)), (32, (-3, -2)), (16, (6,)), (0, (6,)), (192, (1,)), (64, ()), (32, (2**62, 2**62, 6))],
+)
+def test_dlpack_of_another_size_is_refused(folder: Folder, bits: int, shape: tuple[int, ...]) -> None:
+    folder.file("out", bytes(24))
+    (mapping,) = _core.map_files(folder.fd, ["out"], [24])
+    with pytest.raises(ValueError, match="24 bytes are no tensor"):
+        mapping.dlpack(2, bits, shape)
 
 
 @pytest.mark.parametrize("kind", ODD)

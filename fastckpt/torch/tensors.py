@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils.dlpack import from_dlpack
 
+from fastckpt import _core
 from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
@@ -52,6 +54,9 @@ class TorchCodec:
             yield _bytes_of(piece)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
+        if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):
+            made: torch.Tensor = from_dlpack(buffer.dlpack(dtype.dlpack, dtype.itemsize * 8, shape))
+            return made
         own = _TO_TORCH.get(dtype.name) or self.dtype(dtype, where)
         if 0 in shape:
             return torch.empty(shape, dtype=own)

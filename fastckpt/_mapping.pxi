@@ -1,0 +1,131 @@
+# Part of _core.pyx: the class that owns memory of files, and how a tensor library takes it over.
+
+# A tensor as DLPack (dmlc/dlpack, major version 0) hands it from one library to another.
+cdef struct _DLTensor:
+    void *data
+    int32_t device_type
+    int32_t device_id
+    int32_t ndim
+    uint8_t code
+    uint8_t bits
+    uint16_t lanes
+    int64_t *shape
+    int64_t *strides
+    uint64_t byte_offset
+
+
+cdef struct _DLManagedTensor:
+    _DLTensor tensor
+    void *context
+    void (*deleter)(_DLManagedTensor *) noexcept nogil
+
+cdef const char *_DLTENSOR = "dltensor"
+cdef int32_t _DL_CPU = 1
+
+
+cdef void _delete_tensor(_DLManagedTensor *managed) noexcept nogil:
+    if Py_IsInitialized():  # a tensor may outlive the interpreter; its memory then goes with the process
+        with gil:
+            Py_DECREF(<object>managed.context)
+    free(managed)
+
+
+cdef void _delete_capsule(object capsule) noexcept:
+    if PyCapsule_IsValid(capsule, _DLTENSOR):  # nobody took the tensor
+        _delete_tensor(<_DLManagedTensor *>PyCapsule_GetPointer(capsule, _DLTENSOR))
+
+
+cdef object _make_capsule(Mapping mapping, int code, size_t bits, tuple shape):
+    cdef size_t ndim = <size_t>len(shape), i
+    cdef _DLManagedTensor *managed = <_DLManagedTensor *>malloc(sizeof(_DLManagedTensor) + ndim * sizeof(int64_t))
+    cdef _DLTensor *tensor
+    if managed == NULL:
+        raise MemoryError
+    try:
+        tensor = &managed.tensor
+        tensor.data = mapping.address
+        tensor.device_type, tensor.device_id = _DL_CPU, 0
+        tensor.ndim, tensor.code, tensor.bits, tensor.lanes = <int32_t>ndim, <uint8_t>code, <uint8_t>bits, 1
+        tensor.shape, tensor.strides, tensor.byte_offset = <int64_t *>(managed + 1), NULL, 0
+        for i in range(ndim):
+            tensor.shape[i] = shape[i]
+        managed.context, managed.deleter = <void *>mapping, _delete_tensor
+        capsule = PyCapsule_New(managed, _DLTENSOR, _delete_capsule)
+    except BaseException:
+        free(managed)
+        raise
+    Py_INCREF(mapping)
+    return capsule
+
+
+@cython.final
+cdef class Mapping:
+    """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
+
+    Whoever uses the memory holds this object; when nobody does, it is unmapped. It outlives the file's name, and what
+    is changed in it stays in memory. The bytes of small files are a part of memory that several of these share. Made by
+    `map_files` and `scan`; one that was made otherwise is empty.
+    """
+
+    def __dealloc__(self):
+        if self.block == NULL:
+            fc_unmap(self.address, self.size)
+        else:
+            fc_release_block(self.block)
+
+    def __len__(self):
+        return self.size
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef void *address = self.address if self.size > 0 else &_nothing
+        PyBuffer_FillInfo(view, self, address, <Py_ssize_t>self.size, 0, flags)
+
+    def dlpack(self, int code, size_t bits, tuple shape not None):
+        """Give the whole memory as a tensor in C order.
+
+        Parameters
+        ----------
+        code, bits : int
+            DLPack's code of the type, and how many bits an element has.
+        shape : tuple of int
+            With `bits`, exactly as many bytes as this has, and more than none.
+
+        Returns
+        -------
+        capsule
+            A "dltensor", for one ``from_dlpack``.
+        """
+        cdef size_t left = self.size
+        for dim in shape:
+            if dim < 1 or left % <size_t>dim:
+                left = 0
+                break
+            left //= <size_t>dim
+        if left * 8 != bits or bits > 128:
+            raise ValueError(f"{self.size} bytes are no tensor of {shape} with {bits} bits an element")
+        return _make_capsule(self, code, bits, shape)
+
+    def advise(self, int advice, Py_ssize_t offset=0, length=None):
+        """Tell the kernel how the memory will be used, or have it read in now (``MADV_POPULATE_READ``).
+
+        Parameters
+        ----------
+        advice : int
+            One of the ``MADV_*`` constants.
+        offset : int
+            Where it begins to hold.
+        length : int, optional
+            For how many bytes; to the end if not given.
+        """
+        cdef fc_error err
+        cdef int rc
+        cdef Py_ssize_t rest = <Py_ssize_t>self.size - offset
+        cdef Py_ssize_t count = rest if length is None else length
+        if offset < 0 or not 0 <= count <= rest:
+            raise ValueError(f"{count} bytes at {offset} are not within a map of {self.size} bytes")
+        if count == 0 or self.block != NULL:
+            return
+        with nogil:
+            rc = fc_advise(self.address, <size_t>offset, <size_t>count, advice, &err)
+        if rc < 0:
+            _fail(&err, None)
