@@ -25,7 +25,7 @@ LAYERS = (
     ("commit", "target", "staging", "handles", "plan", "parallel"),
     ("comparing", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
-    ("meta", "metatext", "layout", "dtypes", "errors"),
+    ("meta", "metatext", "layout", "dtypes", "filesystems", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
