@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "direct.h"
 #include "io.h"
 #include "map.h"
 
@@ -34,6 +35,8 @@ struct fc_block {
     atomic_size_t users;
     char *at;
     size_t left;
+    void *map; /* where the memory is, if it is not `data` */
+    size_t map_size;
     char data[];
 };
 
@@ -42,8 +45,32 @@ struct fc_block {
 
 void fc_release_block(struct fc_block *block)
 {
-    if (block != NULL && atomic_fetch_sub_explicit(&block->users, 1, memory_order_acq_rel) == 1)
-        free(block);
+    if (block == NULL || atomic_fetch_sub_explicit(&block->users, 1, memory_order_acq_rel) > 1)
+        return;
+    fc_unmap(block->map, block->map_size);
+    free(block);
+}
+
+int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err)
+{
+    struct fc_block *made = calloc(1, sizeof *made);
+    *block = made;
+    if (made == NULL)
+        return fc_fail_with(err, "allocate", ENOMEM);
+    atomic_init(&made->users, 1);
+    made->map_size = size;
+    if (fc_map_memory(size, &made->map, err) < 0) {
+        free(made);
+        return -1;
+    }
+    *address = made->map;
+    return 0;
+}
+
+struct fc_block *fc_share_block(struct fc_block *block)
+{
+    atomic_fetch_add_explicit(&block->users, 1, memory_order_relaxed);
+    return block;
 }
 
 /* What an address must be moved by to be 64-aligned. */
@@ -63,14 +90,14 @@ static char *take_room(struct fc_run *run, size_t size, struct fc_block **user)
         if (block == NULL)
             return NULL;
         atomic_init(&block->users, 1);
+        block->map = NULL;
         block->at = block->data;
         block->left = BLOCK_SIZE;
         gap = get_gap(block->at);
     }
     block->at += gap + size;
     block->left -= gap + size;
-    atomic_fetch_add_explicit(&block->users, 1, memory_order_relaxed);
-    *user = block;
+    *user = fc_share_block(block);
     return block->at - size;
 }
 
@@ -133,7 +160,8 @@ static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *
     if (fd < 0)
         return -err.code;
     found = size;
-    if (size > FC_SMALL_BLOB && fc_map_open(fd, size, &folder->address, &err) < 0)
+    if (size > FC_SMALL_BLOB && (run->what == FC_BLOBS || fc_is_resident(fd, size)) &&
+        fc_map_open(fd, size, &folder->address, &err) < 0)
         found = -err.code;
     if (0 < size && size <= FC_SMALL_BLOB)
         found = copy_out(run, fd, (size_t)size, folder);
@@ -173,11 +201,12 @@ static void scan_run(struct fc_run *run)
     run->block = NULL;
     for (size_t i = 0; i < run->count; i++) {
         struct fc_folder *folder = &run->folders[i];
-        if (run->what != FC_BLOBS)
-            scan_meta(run, folder);
-        if (run->what == FC_BLOBS)
+        if (run->what == FC_BLOBS || run->what == FC_RESIDENT_BLOBS) {
             scan_blob(run, folder);
-        else if (run->what == FC_METAS_AND_SIZES)
+            continue;
+        }
+        scan_meta(run, folder);
+        if (run->what == FC_METAS_AND_SIZES)
             scan_size(run, folder);
     }
     fc_release_block(run->block);
@@ -287,25 +316,27 @@ void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads)
     leave(share);
 }
 
-int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
-                 struct fc_error *err)
+int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err)
 {
     ssize_t count;
     int rc = -1;
-    int fd = fc_open_file(dirfd, path, found, err);
+    int fd = fc_open_file(dirfd, part->path, found, err);
     if (fd < 0)
         return -1;
-    if (size >= 0 && *found != size) {
+    if (part->size >= 0 && *found != part->size) {
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }
-    count = fc_read_at(fd, data, length, offset, err);
+    if (part->room > 0)
+        count = fc_read_past_cache(fd, part->data, part->length, part->room, part->offset, err);
+    else
+        count = fc_read_at(fd, part->data, part->length, part->offset, err);
     if (count < 0)
         goto out;
-    if ((size_t)count < length) {
+    if ((size_t)count < part->length) {
         /* The file may have become shorter only now. */
-        if (*found - offset >= (off_t)length)
-            *found = offset + count;
+        if (*found - part->offset >= (off_t)part->length)
+            *found = part->offset + count;
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }

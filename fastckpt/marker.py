@@ -73,8 +73,8 @@ class Marker:
     table_at: int = 0
 
 
-def format_marker(entries: Sequence[IndexEntry], *record: Any) -> tuple[bytes, int]:
-    """Give the text before the copies, padded, and the length of all copies.
+def format_marker(entries: Sequence[IndexEntry], *record: Any) -> bytes:
+    """Give the text before the copies, padded.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def format_marker(entries: Sequence[IndexEntry], *record: Any) -> tuple[bytes, i
             f"the object's names and plain values take {len(text) >> 20} MiB as JSON, more than {LINE_LIMIT >> 20}; "
             "keep long histories and bytes as tensors"
         )
-    return text + bytes(copies_at - len(text)), copies
+    return text + bytes(copies_at - len(text))
 
 
 def parse_marker(line: bytes, size: int, where: str) -> Marker:
