@@ -28,8 +28,8 @@ _SPEED, _BYTES = "_bytes_per_second", "_bytes"
 def doctor(path: str, quick: bool, no_torch: bool, as_json: bool) -> None:
     """Tell what this machine and the file system of DIR offer, how fast DIR is, and what fastckpt does there.
 
-    It is tried in DIR, which is left as it was: files without a name are written, 256 MiB or a tenth of what is free,
-    for some seconds. In a snapshot, or where nothing can be written, it only looks.
+    It is tried in DIR, which is left as it was: two files without a name are written, of 256 MiB each, but not more
+    than a tenth of what is free, for some seconds. In a snapshot, or where nothing can be written, it only looks.
 
     In a pipe a fact is: section, name, value (none where it is not known), reason. A sentence is: "therefore", text.
 

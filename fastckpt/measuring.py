@@ -1,4 +1,4 @@
-"""How fast a folder is: a file without a name, written and read in the ways that a save and a load have."""
+"""How fast a folder is: files without a name, written and read in the ways that a save and a load have."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Speed:
     Attributes
     ----------
     size_bytes : int
-        Size of the file; a slow disk may have been spared a part.
+        Size of each of the two files; a slow disk may have been spared a part.
     direct_write_bytes_per_second, direct_read_bytes_per_second : float
         With O_DIRECT in several threads; the write with its fsync.
     buffered_write_bytes_per_second : float
@@ -52,7 +52,7 @@ class Speed:
 
 
 def measure(fd: int) -> Speed:
-    """Measure in an open folder. Nothing is left there, whatever happens: the file never has a name.
+    """Measure in an open folder. Nothing is left there, whatever happens: the files have no names.
 
     Parameters
     ----------
@@ -67,50 +67,56 @@ def measure(fd: int) -> Speed:
     size = answer(_room, fd)
     if isinstance(size, Refused):
         return Speed(size, size, size, size, answer(_copy))
-    direct = answer(_direct, fd, size)
-    write, read = (direct,) * 2 if isinstance(direct, Refused) else direct
-    return Speed(size, write, read, answer(_buffered, fd, size), answer(_copy))
+    figures = answer(_both_ways, fd, size)
+    write, read, buffered = (figures,) * 3 if isinstance(figures, Refused) else figures
+    return Speed(size, write, read, buffered, answer(_copy))
 
 
 def _room(fd: int) -> int:
     """Choose a size that neither the disk nor the memory will feel."""
     space = os.fstatvfs(fd)
-    room = min(_MOST, space.f_bavail * space.f_frsize // 10, memory("MemAvailable") // 10)
+    room = min(_MOST, space.f_bavail * space.f_frsize // 20, memory("MemAvailable") // 20)  # there are two files
     if room < _LEAST:
-        raise OSError(errno.ENOSPC, f"not measured: a tenth of what is free is less than {_LEAST >> 20} MiB")
+        raise OSError(errno.ENOSPC, f"not measured: a tenth of what is free is less than {_LEAST >> 19} MiB")
     return room - room % PIECE
 
 
+def _both_ways(fd: int, size: int) -> tuple[Answer[float], Answer[float], Answer[float]]:
+    """One file for each way, and both stay to the end: some disks are slow while they forget the blocks of another."""
+    with _file(fd, size) as first, _file(fd, size) as second:
+        return *_direct(first, size), answer(_buffered, second, size)
+
+
 @contextmanager
-def _file(fd: int, size: int, flags: int) -> Iterator[int]:
-    first = nameless(fd)
+def _file(fd: int, size: int) -> Iterator[int]:
+    file = nameless(fd)
     try:
         with suppress(OSError):
-            allocate(first, size)
-        second = reopened(first, os.O_RDWR | flags)
+            allocate(file, size)
+        yield file
     finally:
-        os.close(first)
+        os.close(file)
+
+
+def _direct(file: int, size: int) -> tuple[Answer[float], Answer[float]]:
+    direct = answer(reopened, file, os.O_RDWR | os.O_DIRECT)
+    if isinstance(direct, Refused):
+        return direct, direct
     try:
-        yield second
-    finally:
-        os.close(second)
-
-
-def _direct(fd: int, size: int) -> tuple[Answer[float], Answer[float]]:
-    offsets = range(0, size, PIECE)
-    with _file(fd, size, os.O_DIRECT) as file:
-        written = answer(_timed, _write, file, offsets, _THREADS)
+        offsets = range(0, size, PIECE)
+        written = answer(_timed, _write, direct, _noise(), offsets, _THREADS)
         if isinstance(written, Refused):
             return written, written
         rate, counts = written
         there = [offset for offset, count in zip(offsets, counts, strict=True) if count]
-        read = answer(_timed, _read, file, there)
+        read = answer(_timed, _read, direct, there)
         return rate, read if isinstance(read, Refused) else read[0]
+    finally:
+        os.close(direct)
 
 
-def _buffered(fd: int, size: int) -> float:
-    with _file(fd, size, 0) as file:
-        return _timed(_write, file, range(0, size, PIECE), 1)[0]
+def _buffered(file: int, size: int) -> float:
+    return _timed(_write, file, _noise(), range(0, size, PIECE), 1)[0]
 
 
 def _timed(work: Callable[..., list[int]], *arguments: Any) -> tuple[float, list[int]]:
@@ -120,10 +126,15 @@ def _timed(work: Callable[..., list[int]], *arguments: Any) -> tuple[float, list
     return sum(counts) / (time.perf_counter() - began), counts
 
 
-def _write(file: int, offsets: Sequence[int], threads: int) -> list[int]:
+def _noise() -> mmap.mmap:
+    """Make a piece that is aligned for O_DIRECT, and that no file system can compress."""
+    piece = mmap.mmap(-1, PIECE)
+    piece.write(os.urandom(PIECE))
+    return piece
+
+
+def _write(file: int, data: mmap.mmap, offsets: Sequence[int], threads: int) -> list[int]:
     """Write durably, and give the bytes written at each offset: none at those that there was no time for."""
-    data = mmap.mmap(-1, PIECE)
-    data.write(os.urandom(PIECE))  # some file systems compress
     give_up = time.monotonic() + _PATIENCE
 
     def write(offset: int) -> int:
