@@ -302,7 +302,7 @@ cdef object _take_out(const fc_folder *folder, Mapping mapping):
 cdef size_t _plan_runs(
     fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, size_t width
 ) noexcept nogil:
-    """Cut the folders into runs; where blobs are mapped one for metas and one for them, which hinder each other least."""
+    """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
     cdef size_t at = 0, filled = 0
     cdef bint map = blobs != FC_METAS_AND_SIZES
     while at < count:

@@ -1,4 +1,4 @@
-"""The command line: ls, show, verify and diff.
+"""The command line: ls, show, verify and diff; doctor is in a file of its own.
 
 On a terminal it prints for people; into a pipe or a file it prints one record a line with tabs between the fields, no
 headings, no colours, nothing shortened to a width; with --json one JSON document.
@@ -6,7 +6,6 @@ headings, no colours, nothing shortened to a width; with --json one JSON documen
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -20,13 +19,14 @@ import click
 
 import fastckpt
 from fastckpt import documents
+from fastckpt.cli_doctor import doctor
 from fastckpt.contents import Entry, reading
 from fastckpt.diffing import diff
 from fastckpt.dtypes import BY_NAME
 from fastckpt.errors import CheckpointError
 from fastckpt.nodetext import human, node_text, plural, printable, safe
 from fastckpt.outline import outline, outline_of_names
-from fastckpt.rendering import Column, print_difference, print_table, print_tree, watched
+from fastckpt.rendering import Column, print_difference, print_json, print_table, print_tree, watched
 from fastckpt.verifying import Report
 
 __all__ = ["commands", "main"]
@@ -79,12 +79,14 @@ def main() -> None:
 @click.group(cls=_Commands, epilog=_EXIT, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fastckpt.__version__, message="fastckpt %(version)s")
 def commands() -> None:
-    """Look into snapshots, check them, and compare them.
+    """Look into snapshots, check them, compare them; and ask a folder what it is good for.
 
     On a terminal the output is for people. Into a pipe or a file go plain lines with tabs between the fields: no
     headings, no colours, numbers in full. A name with characters that a terminal may act on is shown as Python's repr.
     """
 
+
+commands.add_command(doctor)
 
 _folder = click.argument("path", metavar="DIR", type=click.Path())
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -125,7 +127,7 @@ def list_tensors(
     entries.sort(key=_ORDERS[sort])
     entries = entries[::-1] if reverse else entries
     if as_json:
-        _print_json({"path": path, **documents.listing(entries)})
+        print_json({"path": path, **documents.listing(entries)})
     else:
         print_table(_LISTING, [_row(entry) for entry in entries], _totals_text(entries))
 
@@ -147,7 +149,7 @@ def show(path: str, full: bool, as_json: bool) -> None:
     marker, entries, top = reading(path, lambda c: (c.marker, list(c.entries.values()), outline(c)))
     if as_json:
         found = {"path": path, "nested": marker.nested, "object": marker.record}
-        _print_json({**found, **documents.listing(entries)})
+        print_json({**found, **documents.listing(entries)})
         return
     kind = node_text(top) if marker.nested else top.value
     title = f"{safe(path)}: {kind}, {_totals_text(entries)}"
@@ -178,7 +180,7 @@ def verify(ctx: click.Context, paths: tuple[str, ...], as_json: bool) -> None:
             tensors, read = plural(report.tensors, "tensor"), plural(report.nbytes, "byte")
             click.echo(f"{safe(path)}: OK ({tensors}, {report.digests:,} with a digest, {read} read)")
     if as_json:
-        _print_json({"snapshots": [*map(documents.report, reports)]})
+        print_json({"snapshots": [*map(documents.report, reports)]})
     ctx.exit(status)
 
 
@@ -213,7 +215,7 @@ def compare(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     with watched("comparing") as watch:
         found = diff(a, b, progress=watch)
     if as_json:
-        _print_json({"a": a, "b": b, **documents.difference(found)})
+        print_json({"a": a, "b": b, **documents.difference(found)})
     else:
         print_difference(found)
     ctx.exit(1 if found else 0)
@@ -239,10 +241,6 @@ def _totals_text(entries: Sequence[Entry]) -> str:
     rounded = f" ({human(found['bytes'])})" if found["bytes"] >= 1024 else ""
     words = (plural(found[f"{noun}s"], noun) for noun in ("tensor", "element", "byte"))
     return ", ".join(words) + rounded
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None, allow_nan=False))
 
 
 def _complain(text: str) -> None:

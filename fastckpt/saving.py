@@ -93,11 +93,11 @@ def write_plan(
     overwrite: bool,
     durable: bool,
     digest: bool,
-    progress: Progress = lambda nbytes: None,
+    progress: Progress | None = None,
 ) -> None:
     """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
     with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
-        way = way_for(stage.fd, plan.items, threads, durable=durable, digest=digest)
+        way = way_for(stage.fd, threads, durable=durable, digest=digest)
         digests = write_items(plan.items, stage, way, progress)
         stage.seal(itertools.chain([plan.marker(digests)], plan.small_blobs()), sync_all=durable and not way.sync)
 

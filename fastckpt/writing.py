@@ -1,8 +1,8 @@
 """The blobs of a plan become files: large ones in parts, by several threads, past the page cache; small ones whole.
 
-A job is one part of a large tensor that lies in order in host memory, or one tensor of any other kind. Threads share the
-list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it; the digest of a part
-is taken while its bytes are in the processor's cache.
+A job is one part of a large tensor that lies in order in host memory, or one tensor of any other kind. Threads share
+the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it; the digest of a
+part is taken while its bytes are in the processor's cache.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -57,15 +57,13 @@ class Way:
     digest: bool
 
 
-def way_for(fd: int, items: Sequence[WriteItem], threads: int | None, *, durable: bool, digest: bool) -> Way:
+def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way:
     """Choose by what the file system is, and by how much others have yet to write to it.
 
     Parameters
     ----------
     fd : int
         Descriptor of the folder that will be filled.
-    items : sequence of WriteItem
-        What will be written.
     threads : int or None
         How many the caller wants.
     durable, digest : bool
@@ -99,7 +97,9 @@ def _dirty() -> int:
         return 0
 
 
-def write_items(items: Sequence[WriteItem], stage: Stage, way: Way, progress: Progress) -> dict[str, str | None]:
+def write_items(
+    items: Sequence[WriteItem], stage: Stage, way: Way, progress: Progress | None = None
+) -> dict[str, str | None]:
     """Write every tensor, the largest first, so that no thread is left alone with one at the end; then the ties.
 
     Parameters
@@ -110,7 +110,7 @@ def write_items(items: Sequence[WriteItem], stage: Stage, way: Way, progress: Pr
         Where to.
     way : Way
         How.
-    progress : callable
+    progress : callable, optional
         Told the bytes of each part when it is written, by whichever thread wrote it.
 
     Returns
@@ -118,81 +118,98 @@ def write_items(items: Sequence[WriteItem], stage: Stage, way: Way, progress: Pr
     dict of str to (str or None)
         The digest of each, by folder.
     """
-    digests: dict[str, str | None] = {}
+    save = _Save(stage, way, {})
     own = sorted((item for item in items if item.twin is None), key=lambda item: item.blob.nbytes, reverse=True)
-    jobs = [job for item in own for job in _jobs_of(item, stage, way, digests)]
-    rooms = threading.local()
+    jobs = [job for item in own for job in _jobs_of(item, save)]
 
     def work(job: _Job) -> None:
-        job(rooms)
-        progress(job.nbytes)
+        job()
+        if progress is not None:
+            progress(job.nbytes)
 
     parallel.run(work, jobs, way.threads)
     for item in items:
         if item.twin is not None:
-            digest = digests[item.folder] = digests[item.twin]
+            digest = save.digests[item.folder] = save.digests[item.twin]
             if not stage.link_tensor(item.folder, item.text(digest), item.twin, sync=way.sync):
-                _Job(item, stage, way, digests)(rooms)
-    return digests
+                _Small(item, save)()
+    return save.digests
 
 
-def _jobs_of(item: WriteItem, stage: Stage, way: Way, digests: dict[str, str | None]) -> Iterator[_Job]:
-    whole = item.codec.whole(item.value) if item.blob.nbytes > _LARGE else None
-    if item.blob.nbytes <= _LARGE:
-        yield _Job(item, stage, way, digests)
-    elif whole is None:
-        yield _Gathered(item, stage, way, digests)
-    else:
-        large = _Large(item, stage, way, digests, memoryview(whole).cast("B"))
-        yield from (_Part(large, at) for at in range(0, item.blob.nbytes, PART))
+class _Save(threading.local):
+    """What the jobs of one save share, and the room that each thread has for itself."""
 
-
-def _room(rooms: threading.local) -> _core.Mapping:
-    """Give this thread's aligned memory."""
-    if not hasattr(rooms, "room"):
-        (rooms.room,) = _core.allocate([PART])
-    room: _core.Mapping = rooms.room
-    return room
-
-
-class _Job:
-    """One small tensor, whole."""
-
-    def __init__(self, item: WriteItem, stage: Stage, way: Way, digests: dict[str, str | None]) -> None:
-        self.item = item
+    def __init__(self, stage: Stage, way: Way, digests: dict[str, str | None]) -> None:
         self.stage = stage
         self.way = way
         self.digests = digests
+        self._room: _core.Mapping | None = None
+
+    @property
+    def room(self) -> _core.Mapping:
+        """Aligned memory of this thread."""
+        if self._room is None:
+            (self._room,) = _core.allocate([PART])
+        return self._room
+
+
+class _Job(Protocol):
+    """What one thread does at a time."""
+
+    nbytes: int
+
+    def __call__(self) -> None: ...
+
+
+def _jobs_of(item: WriteItem, save: _Save) -> Iterator[_Job]:
+    whole = item.codec.whole(item.value) if item.blob.nbytes > _LARGE else None
+    if item.blob.nbytes <= _LARGE:
+        yield _Small(item, save)
+    elif whole is None:
+        yield _Gathered(item, save)
+    else:
+        large = _Large(item, save, memoryview(whole).cast("B"))
+        for at in range(0, item.blob.nbytes, PART):
+            yield _Part(large, at)
+
+
+class _Small:
+    """One small tensor, whole."""
+
+    def __init__(self, item: WriteItem, save: _Save) -> None:
+        self.item = item
+        self.save = save
         self.nbytes = item.blob.nbytes
         self._crc = 0
 
-    def __call__(self, rooms: threading.local) -> None:
-        item = self.item
-        self.stage.write_tensor(item.folder, self._text, self._pieces(), item.blob.nbytes, sync=self.way.sync)
+    def __call__(self) -> None:
+        folder, sync = self.item.folder, self.save.way.sync
+        self.save.stage.write_tensor(folder, self._text, self._pieces(), self.nbytes, sync=sync)
 
     def _pieces(self) -> Iterator[Any]:
         for piece in self.item.pieces():
-            if self.way.digest:
+            if self.save.way.digest:
                 self._crc = crc32(piece, self._crc)
             yield piece
 
     def _text(self) -> bytes:
-        digest = digest_text(self._crc) if self.way.digest else None
-        self.digests[self.item.folder] = digest
+        digest = digest_text(self._crc) if self.save.way.digest else None
+        self.save.digests[self.item.folder] = digest
         return self.item.text(digest)
 
 
-class _Gathered(_Job):
+class _Gathered(_Small):
     """One large tensor that its framework has to copy: a part at a time, into this thread's memory."""
 
-    def __call__(self, rooms: threading.local) -> None:
-        item, at = self.item, 0
-        file = self.stage.create_blob(item.folder, self.nbytes, direct=self.way.direct, writeback=self.way.writeback)
-        for part in _packed(self._pieces(), _room(rooms)):
+    def __call__(self) -> None:
+        folder, stage, way, at = self.item.folder, self.save.stage, self.save.way, 0
+        file = stage.create_blob(folder, self.nbytes, direct=way.direct, writeback=way.writeback)
+        for part in _packed(self._pieces(), self.save.room):
+            stage.check_written(folder, self.nbytes, max(self.nbytes, at + len(part)))
             file.write(part, at)
             at += len(part)
-        self.stage.check_written(item.folder, self.nbytes, at)
-        self.stage.finish_blob(item.folder, file, self._text(), sync=self.way.sync)
+        stage.check_written(folder, self.nbytes, at)
+        stage.finish_blob(folder, file, self._text(), sync=way.sync)
 
 
 def _packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
@@ -211,39 +228,41 @@ def _packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
         yield view[:filled]
 
 
-@dataclass
 class _Large:
     """One large tensor that lies in order, while its parts are written."""
 
-    item: WriteItem
-    stage: Stage
-    way: Way
-    digests: dict[str, str | None]
-    memory: memoryview
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    file: _core.File | None = None
-    crcs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self, item: WriteItem, save: _Save, memory: memoryview) -> None:
+        self.item = item
+        self.save = save
+        self.memory = memory
+        self._lock = threading.Lock()
+        self._file: _core.File | None = None
+        self._crcs: dict[int, tuple[int, int]] = {}
 
     def opened(self) -> _core.File:
-        with self.lock:
-            if self.file is None:
-                nbytes, way = self.item.blob.nbytes, self.way
-                self.file = self.stage.create_blob(self.item.folder, nbytes, direct=way.direct, writeback=way.writeback)
-            return self.file
+        """Give the file, which the first to ask creates."""
+        with self._lock:
+            if self._file is None:
+                way = self.save.way
+                self._file = self.save.stage.create_blob(
+                    self.item.folder, self.item.blob.nbytes, direct=way.direct, writeback=way.writeback
+                )
+            return self._file
 
-    def done(self, at: int, crc: int, length: int) -> bool:
-        """Note a part; True for the last one."""
-        with self.lock:
-            self.crcs[at] = crc, length
-            return len(self.crcs) == -(-self.item.blob.nbytes // PART)
+    def done(self, at: int, crc: int, length: int) -> None:
+        """Note a part; whoever notes the last one finishes the file."""
+        with self._lock:
+            self._crcs[at] = crc, length
+            over = len(self._crcs) == -(-self.item.blob.nbytes // PART)
+        if over:
+            self._finish()
 
-    def finish(self) -> None:
-        item, way = self.item, self.way
-        digest = digest_text(combined(self.crcs[at] for at in sorted(self.crcs))) if way.digest else None
-        self.digests[item.folder] = digest
-        assert self.file is not None, "parts were written into it"
-        self.stage.finish_blob(item.folder, self.file, item.text(digest), sync=way.sync)
-        self.file = None
+    def _finish(self) -> None:
+        item, way = self.item, self.save.way
+        digest = digest_text(combined(self._crcs[at] for at in sorted(self._crcs))) if way.digest else None
+        self.save.digests[item.folder] = digest
+        assert self._file is not None, "its parts were written into it"
+        self.save.stage.finish_blob(item.folder, self._file, item.text(digest), sync=way.sync)
 
 
 class _Part:
@@ -254,11 +273,10 @@ class _Part:
         self.at = at
         self.nbytes = min(PART, large.item.blob.nbytes - at)
 
-    def __call__(self, rooms: threading.local) -> None:
+    def __call__(self) -> None:
         large = self.large
         file = large.opened()
         part = large.memory[self.at : self.at + self.nbytes]
-        crc = crc32(part) if large.way.digest else 0
-        file.write(part, self.at, _room(rooms) if file.direct else None)
-        if large.done(self.at, crc, self.nbytes):
-            large.finish()
+        crc = crc32(part) if large.save.way.digest else 0
+        file.write(part, self.at, large.save.room if file.direct else None)
+        large.done(self.at, crc, self.nbytes)

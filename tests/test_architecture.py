@@ -18,10 +18,13 @@ PACKAGE = ROOT / "fastckpt"
 #: Top to bottom. A module may import what stands on a lower line, or further right on its own.
 LAYERS = (
     ("__main__",),
-    ("cli", "rendering", "documents", "nodetext"),
+    ("cli", "cli_doctor", "software", "rendering", "documents", "nodetext"),
     ("torch", "torch.tensors"),
     ("__init__",),
-    ("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying", "contents"),
+    (
+        *("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying"),
+        *("doctor", "measuring", "trials", "probing", "contents"),
+    ),
     ("writing", "commit", "target", "staging", "handles", "plan", "parallel"),
     ("comparing", "digests", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
@@ -29,11 +32,12 @@ LAYERS = (
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
-EDGES = {"__main__", "cli", "rendering", "torch", "torch.tensors"}
+EDGES = {"__main__", "cli", "cli_doctor", "software", "rendering", "torch", "torch.tensors"}
 OPTIONAL = {"torch", "click", "rich"}
 PURE = {"plan", "marker", "entries", "blobs", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
 LOADS_BY_NAME = {"codec", "arrays"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
+DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind
 OS_CHANGES = {
     *("rename", "renames", "replace", "unlink", "remove", "rmdir", "removedirs", "mkdir", "makedirs", "mkfifo"),
     *("mknod", "link", "symlink", "truncate", "ftruncate"),
@@ -124,9 +128,18 @@ def test_decisions_have_no_door_to_the_disk(name: str) -> None:
     assert not found & {"os", "io", "_core", "commit", "staging"}
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - DISK_WRITERS))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - DISK_WRITERS - DISK_TRIALS))
 def test_only_commit_changes_the_disk(name: str) -> None:
     assert [ast.unparse(node) for node in ast.walk(parsed(name)) if changes_disk(node)] == []
+
+
+def test_no_save_or_load_reaches_what_only_tries() -> None:
+    reaching = set(DISK_TRIALS)
+    for name in reversed([name for name in ORDER if name in MODULES]):
+        if reaching & {*map(ours, imports_of(parsed(name)))}:
+            reaching.add(name)
+    assert {"doctor", "cli"} <= reaching
+    assert not reaching & {"__init__", "saving", "loading", "filling", "snapshot", "verifying", "commit", "torch"}
 
 
 @pytest.mark.parametrize(
