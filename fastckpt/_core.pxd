@@ -85,8 +85,10 @@ cdef extern from "reader.h" nogil:
         size_t length
         size_t room
         off_t size
+        off_t found
+        fc_error err
 
-    int fc_read_part(int dirfd, const fc_part *part, off_t *found, fc_error *err)
+    int fc_read_parts(int dirfd, fc_part *parts, size_t count, size_t threads, size_t *failed)
 
 
 cdef extern from "map.h" nogil:
