@@ -49,20 +49,41 @@ void fc_release_block(struct fc_block *block)
     free(block);
 }
 
+/* A block whose memory is a map, NULL without memory for it. */
+static struct fc_block *own_map(void *map, size_t size, struct fc_error *err)
+{
+    struct fc_block *block = calloc(1, sizeof *block);
+    if (block == NULL) {
+        fc_unmap(map, size);
+        fc_fail_with(err, "allocate", ENOMEM);
+        return NULL;
+    }
+    atomic_init(&block->users, 1);
+    block->map = map;
+    block->map_size = size;
+    return block;
+}
+
 int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err)
 {
-    struct fc_block *made = calloc(1, sizeof *made);
-    *block = made;
-    if (made == NULL)
-        return fc_fail_with(err, "allocate", ENOMEM);
-    atomic_init(&made->users, 1);
-    made->map_size = size;
-    if (fc_map_memory(size, &made->map, err) < 0) {
-        free(made);
+    if (fc_map_memory(size, address, err) < 0)
         return -1;
-    }
-    *address = made->map;
-    return 0;
+    *block = own_map(*address, size, err);
+    return *block == NULL ? -1 : 0;
+}
+
+int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
+                       struct fc_error *err)
+{
+    struct fc_map_job job = {.path = path, .size = size};
+    size_t failed;
+    int rc = fc_map_files(dirfd, &job, 1, 0, &failed, err);
+    *found = job.found;
+    if (rc < 0)
+        return -1;
+    *address = job.address;
+    *block = own_map(job.address, (size_t)size, err);
+    return *block == NULL ? -1 : 0;
 }
 
 struct fc_block *fc_share_block(struct fc_block *block)

@@ -22,6 +22,10 @@ struct fc_block; /* memory that several files share */
 /* Make one of `size` > 0 bytes of fresh, zeroed, page-aligned memory, in huge pages where the system has them. */
 int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err);
 
+/* Make one that is a private map of a file, opened by fc_open_file's rules, that must have `size` > 0 bytes. */
+int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
+                       struct fc_error *err);
+
 /* Become one more user. */
 struct fc_block *fc_share_block(struct fc_block *block);
 

@@ -61,11 +61,17 @@ def syncfs(fd: int, path: str | bytes | None = None) -> None: ...
 def renameat2(olddirfd: int, old: str | bytes, newdirfd: int, new: str | bytes, flags: int) -> None: ...
 @overload
 def scan(
-    dirfd: int, folders: Sequence[str | bytes], *, map: Literal[False] = False, resident: bool = False, metas: bool = True, threads: int = 1
+    dirfd: int, folders: Sequence[str | bytes], *, map: Literal[False] = False, metas: bool = True, threads: int = 1
 ) -> list[tuple[bytes | int, int]]: ...
 @overload
 def scan(
-    dirfd: int, folders: Sequence[str | bytes], *, map: bool, resident: bool = False, metas: bool = True, threads: int = 1
+    dirfd: int,
+    folders: Sequence[str | bytes],
+    *,
+    map: bool,
+    resident: bool = False,
+    metas: bool = True,
+    threads: int = 1,
 ) -> list[tuple[bytes | int, int | Mapping]]: ...
 def map_files(dirfd: int, paths: Sequence[str | bytes], sizes: Sequence[int], *, advice: int = 0) -> list[Mapping]: ...
 def read_into(
@@ -74,3 +80,4 @@ def read_into(
 def read_parts(
     dirfd: int, parts: Iterable[tuple[str | bytes, int, _Buffer, int, int]], *, threads: int = 1
 ) -> None: ...
+def share_file(dirfd: int, path: str | bytes, size: int) -> Mapping: ...

@@ -79,3 +79,38 @@ def read_parts(int dirfd, parts, *, size_t threads=1):
         size = size if size >= 0 else offset + jobs[failed].length
         _fail_reading(&jobs[failed].err, path, failed, size, jobs[failed].found)
     PyErr_CheckSignals()
+
+
+def share_file(int dirfd, path, off_t size):
+    """Map a whole file privately, as memory that can be given away in parts (`Mapping.part`).
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    path : str or bytes
+        A regular file in it, reached without any symbolic link.
+    size : int
+        How many bytes it must have, at least one.
+
+    Raises
+    ------
+    SizeChanged
+        It has another size.
+    """
+    cdef fc_error err
+    cdef off_t found = 0
+    cdef int rc
+    cdef bytes encoded = _encode(path)
+    cdef const char *name = PyBytes_AS_STRING(encoded)
+    cdef Mapping mapping = Mapping.__new__(Mapping)
+    cdef fc_block *block = NULL
+    cdef void *address = NULL
+    if size < 1:
+        raise ValueError(f"a map of {size} bytes")
+    with nogil:
+        rc = fc_make_file_block(dirfd, name, size, &block, &address, &found, &err)
+    if rc < 0:
+        _fail_reading(&err, path, 0, size, found)
+    mapping.address, mapping.size, mapping.block = address, <size_t>size, block
+    return mapping

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 
@@ -38,8 +38,7 @@ LINE_LIMIT = 256 << 20  # bytes of one line: it is read as a whole
 PREFIX = b'{"format":"fastckpt",'
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
+class IndexEntry(NamedTuple):
     """One tensor in the index; `copy_at` is None where its blob is not copied."""
 
     folder: str

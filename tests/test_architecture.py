@@ -22,10 +22,10 @@ LAYERS = (
     ("torch", "torch.tensors"),
     ("__init__",),
     (
-        *("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying"),
+        *("saving", "filling", "diffing", "outline", "snapshot", "loading", "warming", "verifying", "fetching"),
         *("doctor", "measuring", "trials", "probing", "contents"),
     ),
-    ("writing", "commit", "target", "staging", "handles", "plan", "parallel"),
+    ("writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "parallel"),
     ("comparing", "digests", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "filesystems", "errors"),
