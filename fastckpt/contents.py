@@ -95,6 +95,8 @@ class Contents:
         The tensors in their saved order; by name where others wrote them.
     blobs : dict of str to Mapping
         The bytes of some tensors, by folder: those that were read or mapped already.
+    looked : bool
+        Whether anybody has asked already which blobs can be mapped.
     notes : list of str
         What was passed over, for a warning.
     """
@@ -104,6 +106,7 @@ class Contents:
         self.fd = fd
         self.notes: list[str] = []
         self.blobs: dict[str, _core.Mapping] = {}
+        self.looked = look != "none"
         self.marker = read_marker(path, fd)
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH

@@ -77,7 +77,7 @@ def fetch(
     """
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
     missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
-    if missing and mode == "auto" and not contents.blobs:  # nobody has looked yet: not all tensors are wanted
+    if missing and mode == "auto" and not contents.looked:  # not all tensors are wanted
         look = look_for(mode, contents.fd)
         if look != "none":
             contents.look_at(missing, look)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
@@ -19,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import evict, resident
 from torch import nn
 
 import fastckpt
@@ -395,24 +395,6 @@ def test_a_slice_may_be_changed_and_the_file_is_not(path: Path) -> None:
     assert handle[1, 5] == 0
     assert content(path) == before
     assert fastckpt.open(path)["big"][1, 5] == 305
-
-
-def resident(file: Path) -> int:
-    """Bytes of a file that are in memory."""
-    size = file.stat().st_size
-    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), size, mmap.MAP_SHARED, mmap.PROT_READ) as view:
-        address = np.frombuffer(view, np.uint8).ctypes.data
-        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages) == 0
-        return sum(page & 1 for page in pages) * mmap.PAGESIZE
-
-
-def evict(file: Path) -> None:
-    with open(file, "rb") as opened:
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if resident(file):
-        pytest.skip("this file system does not let go of what it has read, or has read itself")
 
 
 SIDE = 3072  # of a matrix of 36 MiB, in rows of 12 KiB: three pages
