@@ -62,7 +62,8 @@ def save_async(
     BusyError
         Another save runs, and `when_busy` is "refuse".
     UnsupportedError, NotCommittedError, FormatError, OSError
-        As from ``save``, for all that can be known before anything is written; the rest comes from the handle.
+        As from ``save``, for what the arguments, the object and one look at `path` tell; the rest comes from the
+        handle.
 
     Notes
     -----
@@ -174,7 +175,7 @@ class _Task:
         self.error: BaseException | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._begun = False
+        self._go = threading.Event()
         self._memory: Bytes | None = None
         self._work: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
@@ -187,15 +188,17 @@ class _Task:
         return copied(plan, self._memory)
 
     def start(self, work: Callable[[], None]) -> None:
+        """Go on in a thread, which begins when this one has nothing to wait for any more, or both wait for the GIL."""
         self._work = work
         self._thread = threading.Thread(target=self._run, name=f"save_async to {self.path}", daemon=False)
         self._thread.start()
+        self._go.set()
 
     def withdraw(self) -> None:
-        """End it, unless its thread has begun: an interrupt may come when it just did."""
-        with self._lock:
-            if not self._begun:
-                self._end()
+        """End it, unless it goes on in its thread: an interrupt may come when it just does."""
+        if not self._go.is_set():
+            self._end()
+        self._go.set()
 
     def note(self, nbytes: int) -> None:
         """Count what was written."""
@@ -217,10 +220,9 @@ class _Task:
             self._report()
 
     def _run(self) -> None:
-        with self._lock:
-            if self.over.is_set():
-                return
-            self._begun = True
+        self._go.wait()
+        if self.over.is_set():
+            return
         assert self._work is not None, "start() has set it"
         try:
             self._work()

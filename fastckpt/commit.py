@@ -37,9 +37,9 @@ _TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
 
 
 def target_of(path: str, overwrite: bool) -> str:
-    """Give the path without links, or raise what `staging` would raise before it creates anything."""
+    """Give the path without links; refuse now what `staging` would refuse, as far as one look tells."""
     with closing(Target(path)) as target, named(target.path):
-        target.check(overwrite)
+        target.check(overwrite, closely=False)
         return target.path
 
 
