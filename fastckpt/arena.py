@@ -48,7 +48,7 @@ class Arena:
         memory = self._taken()
         if memory is None or not nbytes <= len(memory) <= 2 * nbytes:
             del memory  # before more is asked for
-            (mapping,) = _core.allocate([max(nbytes, 1)])
+            (mapping,) = _core.allocate([max(nbytes, 1)], inherited=False)
             memory = np.frombuffer(memoryview(mapping), np.uint8)
         return memory
 

@@ -277,7 +277,7 @@ class _Turns:
             before.over.wait()
 
     def wait(self) -> None:
-        """Wait for a save that began when the interpreter was already on its way out."""
+        """Wait for what runs: Python itself does not wait for a save that begins in an exit handler."""
         if self._last is not None:
             self._last.over.wait()
 

@@ -547,6 +547,7 @@ FORK = """
     child = os.fork()
     if child == 0:
         assert not handle.done()
+        assert not handle._task._memory.any()  # not inherited, so that no page need be copied
         try:
             handle.result()
         except RuntimeError as refusal:
