@@ -15,6 +15,7 @@
 #include "io.h"
 #include "map.h"
 #include "pool.h"
+#include "resident.h"
 
 /* `path` becomes "folder/file"; false when it would be longer than the kernel takes. */
 static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
