@@ -1,0 +1,191 @@
+"""The child: holds one rival, obeys commands of one line of JSON, and answers each with one line of what it measured.
+
+State is made before the clock starts and dropped after it has stopped, so that an idle child holds no tensors, and no
+map that would keep pages in the cache.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastckpt.bench.catalogue import LIMIT
+from fastckpt.bench.limits import Limits
+from fastckpt.bench.measuring import measured, sync_tree
+from fastckpt.bench.workloads import Workload, find
+
+__all__ = ["main"]
+
+_PAGE = 4096
+
+Answer = dict[str, Any]
+
+
+class _Worker:
+    """A rival's measurements, by the name of the operation."""
+
+    def __init__(self, name: str) -> None:
+        from fastckpt.bench import rivals, states
+
+        self._states = states
+        self._side = rivals.make(name)
+        self._durable_itself = name in ("fastckpt", "fastckpt-index", "dcp")
+
+    def save(self, workload: Workload, path: Path, seed: int) -> Answer:
+        """Save without syncing."""
+        state = self._state(workload, seed)
+        return measured(lambda: self._side.save(state, path, False))[0]
+
+    def save_durable(self, workload: Workload, path: Path, seed: int) -> Answer:
+        """Save and sync; for those that need help with it, tell when they were done themselves."""
+        state = self._state(workload, seed)
+        written = 0.0
+
+        def work() -> None:
+            nonlocal written
+            self._side.save(state, path, True)
+            written = time.perf_counter()
+            if not self._durable_itself:
+                sync_tree(path)
+
+        found, _ = measured(work)
+        ended = time.perf_counter()
+        return found if self._durable_itself else {**found, "unsynced": found["seconds"] - max(0.0, ended - written)}
+
+    def save_async(self, workload: Workload, path: Path, seed: int) -> Answer:
+        """Begin a save: the time that the caller is blocked, and until all is done."""
+        state = self._state(workload, seed)
+        begin = time.perf_counter()
+        found, wait = measured(lambda: self._side.save_async(state, path))
+        wait()
+        return {**found, "total": time.perf_counter() - begin}
+
+    def load(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
+        """Load to a dict, untouched."""
+        found, loaded = measured(lambda: self._side.load(path))
+        return {**found, "sum": _touched(self._states.flat(loaded))}
+
+    def touch(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
+        """Load, and read one byte of every page."""
+        total = 0
+
+        def work() -> Any:
+            nonlocal total
+            loaded = self._side.load(path)
+            total = _touched(self._states.flat(loaded))
+            return loaded
+
+        return {**measured(work)[0], "sum": total}
+
+    cold = touch
+
+    def into(self, workload: Workload, path: Path, seed: int) -> Answer:
+        """Load into live tensors."""
+        live = self._states.like(workload, seed)
+        found, _ = measured(lambda: self._side.load_into(path, live))
+        return {**found, "sum": _touched(live)}
+
+    def one(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
+        """Read the largest tensor alone."""
+        return self._part(path, workload.largest[0], None)
+
+    def rows(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
+        """Read an eighth of the largest tensor's rows, from its middle."""
+        name, shape, _ = workload.largest
+        return self._part(path, name, slice(shape[0] // 2, shape[0] // 2 + shape[0] // 8))
+
+    def gpu(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
+        """Load to a GPU."""
+        import torch
+
+        def work() -> Any:
+            loaded = self._side.load(path, "cuda")
+            torch.cuda.synchronize()
+            return loaded
+
+        torch.empty(1, device="cuda")
+        return measured(work)[0]
+
+    gpu_cold = gpu
+
+    def _part(self, path: Path, key: str, rows: slice | None) -> Answer:
+        total = 0
+
+        def work() -> Any:
+            nonlocal total
+            part = self._side.part(path, key, rows)
+            total = _touched({key: part})
+            return part
+
+        return {**measured(work)[0], "sum": total}
+
+    def _state(self, workload: Workload, seed: int) -> Any:
+        state = self._states.made(workload, seed)
+        return state if self._side.nested else self._states.flat(state)
+
+
+class _Limits:
+    """The limits, under the names of the operations beside which they are measured."""
+
+    def __init__(self) -> None:
+        self._limits = Limits()
+
+    def __getattr__(self, op: str) -> Callable[[Workload, Path, int], Answer]:
+        measure = getattr(self._limits, op)
+        return lambda workload, path, seed: measure(path, workload.nbytes)
+
+
+def _touched(tensors: dict[str, Any]) -> int:
+    """Read a byte of every page, and give their sum: whoever read the same bytes gives the same."""
+    return sum(map(_sum_of_pages, tensors.values()))
+
+
+def _sum_of_pages(tensor: Any) -> int:
+    if hasattr(tensor, "numpy") and hasattr(tensor, "contiguous"):
+        import torch
+
+        tensor = tensor.reshape(-1).view(torch.uint8).numpy()
+    return int(tensor.reshape(-1).view("u1")[::_PAGE].sum())
+
+
+def _own_stdout() -> Any:
+    """Keep the way to the parent for answers: whatever a rival prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(worker: Any, command: dict[str, Any]) -> Answer:
+    workload = find(command["workload"], command["size"])
+    try:
+        answer: Answer = getattr(worker, command["op"])(workload, Path(command["path"]), command["seed"])
+    except Exception as problem:  # noqa: BLE001
+        answer = {"error": f"{type(problem).__name__}: {problem}"[:300]}
+    gc.collect()
+    return answer
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    answers = _own_stdout()
+    warnings.simplefilter("ignore")
+    name = sys.argv[1]
+    try:
+        worker: Any = _Limits() if name == LIMIT else _Worker(name)
+        hello: Answer = {"ready": name}
+    except Exception as problem:  # noqa: BLE001
+        hello = {"error": f"{type(problem).__name__}: {problem}"[:300]}
+    print(json.dumps(hello), file=answers, flush=True)  # noqa: T201
+    for line in sys.stdin:
+        print(json.dumps(_answer(worker, json.loads(line))), file=answers, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
