@@ -26,18 +26,18 @@ _BLOCK = 4_000_037  # values; no multiple of any size of a tensor
 class _Values:
     """Random values, endlessly."""
 
-    def __init__(self, dtype: str, seed: int) -> None:
+    def __init__(self, dtype: str, seed: int, most: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self._block = torch.randn(_BLOCK, generator=generator).to(getattr(torch, dtype))
+        self._block = torch.randn(min(_BLOCK, most + 1), generator=generator).to(getattr(torch, dtype))
         self._at = 0
 
     def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
         made = torch.empty(prod(shape), dtype=self._block.dtype)
         done = 0
         while done < len(made):
-            count = min(len(made) - done, _BLOCK - self._at)
+            count = min(len(made) - done, len(self._block) - self._at)
             made[done : done + count] = self._block[self._at : self._at + count]
-            done, self._at = done + count, (self._at + count) % _BLOCK
+            done, self._at = done + count, (self._at + count) % len(self._block)
         return made.reshape(shape)
 
 
@@ -48,7 +48,7 @@ def made(workload: Workload, seed: int) -> dict[str, Any]:
         assert file is not None
         loaded = importlib.import_module("safetensors.torch").load_file(file)
         return {name: tensor.clone() for name, tensor in loaded.items()}
-    values = _Values(workload.dtype, seed)
+    values = _Values(workload.dtype, seed, workload.nbytes // 2)
     parameters = {name: values.tensor(shape) for name, shape in workload.shapes.items()}
     if not workload.optimizer:
         return parameters

@@ -182,6 +182,8 @@ def main() -> None:
         hello: Answer = {"ready": name}
     except Exception as problem:  # noqa: BLE001
         hello = {"error": f"{type(problem).__name__}: {problem}"[:300]}
+    gc.collect()
+    gc.freeze()  # what is imported stays, and need not be looked at after every command
     print(json.dumps(hello), file=answers, flush=True)  # noqa: T201
     for line in sys.stdin:
         print(json.dumps(_answer(worker, json.loads(line))), file=answers, flush=True)  # noqa: T201
