@@ -1,4 +1,4 @@
-"""The command line: ls, show, verify and diff.
+"""The command line: ls, show, verify, diff and bench.
 
 On a terminal it prints for people; into a pipe or a file it prints one record a line with tabs between the fields, no
 headings, no colours, nothing shortened to a width; with --json one JSON document.
@@ -20,6 +20,7 @@ import click
 
 import fastckpt
 from fastckpt import documents
+from fastckpt.bench.command import bench
 from fastckpt.contents import Entry, reading
 from fastckpt.diffing import diff
 from fastckpt.dtypes import BY_NAME
@@ -217,6 +218,9 @@ def compare(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     else:
         print_difference(found)
     ctx.exit(1 if found else 0)
+
+
+commands.add_command(bench)
 
 
 def _verify(path: str) -> tuple[Report, bool]:

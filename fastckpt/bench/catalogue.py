@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LIMIT", "LIMITS", "RIVALS", "Rival", "takes_part"]
+__all__ = ["LIMIT", "LIMITS", "QUICK", "RIVALS", "SAVES", "Rival", "takes_part"]
 
 LIMIT = "limit"  # the name under which limits stand among the rivals' results
 SAVES = frozenset({"save_durable", "save", "save_async"})
@@ -96,6 +96,10 @@ RIVALS = {
         ),
     )
 }
+
+
+#: Who takes part in a quick run, where nobody is named.
+QUICK = ("fastckpt", "fastckpt-index", "safetensors", "safe_open", "torch", "torch-mmap", "dcp")
 
 
 def takes_part(rival: Rival, op: str, named: tuple[str, ...]) -> bool:

@@ -33,19 +33,19 @@ class Side:
 
     def save(self, state: Any, path: Path, durable: bool) -> None:
         """Save to a path where nothing is; `durable` is for those that sync themselves."""
-        raise NotAvailable
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
 
     def load(self, path: Path, device: str | None = None) -> Any:
         """Give the tensors, maybe lazily."""
-        raise NotAvailable
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
 
     def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
         """Begin a save; give what waits for its end."""
-        raise NotAvailable
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
 
     def part(self, path: Path, key: str, rows: slice | None) -> Any:
         """Give one tensor, or some of its rows."""
-        raise NotAvailable
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
 
     def load_into(self, path: Path, state: Any) -> None:
         """Load into live tensors: by a copy of each, where a rival has no better way."""

@@ -178,9 +178,6 @@ class _Bench:
             found["error"] = answer["error"]
         elif round_:
             found["runs"].append(answer)
-        if round_ and "unsynced" in answer and "save" in workload.ops:
-            unsynced = {**answer, "seconds": answer["unsynced"]}
-            self._results.setdefault((workload.name, "save", name), {"runs": []})["runs"].append(unsynced)
 
     def _measure(self, workload: Workload, op: str, name: str, round_: int) -> dict[str, Any]:
         if name == LIMIT:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastckpt.bench.catalogue import LIMIT
+from fastckpt.bench.catalogue import LIMIT, RIVALS
 from fastckpt.bench.limits import Limits
 from fastckpt.bench.measuring import measured, sync_tree
 from fastckpt.bench.workloads import Workload, find
@@ -36,7 +36,7 @@ class _Worker:
 
         self._states = states
         self._side = rivals.make(name)
-        self._durable_itself = name in ("fastckpt", "fastckpt-index", "dcp")
+        self._syncs = RIVALS[name].syncs
 
     def save(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Save without syncing."""
@@ -44,20 +44,15 @@ class _Worker:
         return measured(lambda: self._side.save(state, path, False))[0]
 
     def save_durable(self, workload: Workload, path: Path, seed: int) -> Answer:
-        """Save and sync; for those that need help with it, tell when they were done themselves."""
+        """Save and sync; those that do not sync themselves are helped."""
         state = self._state(workload, seed)
-        written = 0.0
 
         def work() -> None:
-            nonlocal written
             self._side.save(state, path, True)
-            written = time.perf_counter()
-            if not self._durable_itself:
+            if not self._syncs:
                 sync_tree(path)
 
-        found, _ = measured(work)
-        ended = time.perf_counter()
-        return found if self._durable_itself else {**found, "unsynced": found["seconds"] - max(0.0, ended - written)}
+        return measured(work)[0]
 
     def save_async(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Begin a save: the time that the caller is blocked, and until all is done."""
@@ -167,9 +162,15 @@ def _answer(worker: Any, command: dict[str, Any]) -> Answer:
     try:
         answer: Answer = getattr(worker, command["op"])(workload, Path(command["path"]), command["seed"])
     except Exception as problem:  # noqa: BLE001
-        answer = {"error": f"{type(problem).__name__}: {problem}"[:300]}
+        answer = {"error": _reason(problem)}
     gc.collect()
     return answer
+
+
+def _reason(problem: Exception) -> str:
+    """Give a problem in a line; what is only not there needs no name of an exception."""
+    name = type(problem).__name__
+    return (str(problem) if name == "NotAvailable" else f"{name}: {problem}")[:300]
 
 
 def main() -> None:
@@ -181,7 +182,7 @@ def main() -> None:
         worker: Any = _Limits() if name == LIMIT else _Worker(name)
         hello: Answer = {"ready": name}
     except Exception as problem:  # noqa: BLE001
-        hello = {"error": f"{type(problem).__name__}: {problem}"[:300]}
+        hello = {"error": _reason(problem)}
     gc.collect()
     gc.freeze()  # what is imported stays, and need not be looked at after every command
     print(json.dumps(hello), file=answers, flush=True)  # noqa: T201
