@@ -8,6 +8,7 @@ __all__ = ["LIMIT", "LIMITS", "QUICK", "RIVALS", "SAVES", "Rival", "takes_part"]
 
 LIMIT = "limit"  # the name under which limits stand among the rivals' results
 SAVES = frozenset({"save_durable", "save", "save_async"})
+_PLAIN = SAVES - {"save_async"}
 _LOADS = frozenset({"load", "touch", "cold", "into"})
 _PARTS = frozenset({"one", "rows"})
 _GPU = frozenset({"gpu", "gpu_cold"})
@@ -65,15 +66,15 @@ RIVALS = {
         ),
         Rival(
             "safetensors",
-            "safetensors load_file",
             "safetensors",
             "safetensors",
             "safetensors",
-            frozenset({"save_durable", "save"}) | _LOADS | _GPU,
+            "safetensors",
+            _PLAIN | _LOADS | _GPU,
         ),
-        Rival("safe_open", "safetensors safe_open", "safetensors", "safetensors", "safetensors", _LOADS | _PARTS),
-        Rival("torch", "torch.save, load", "torch", "torch", "torch", frozenset({"save_durable", "save"}) | _LOADS | _GPU),
-        Rival("torch-mmap", "torch.load mmap", "torch", "torch", "torch", _LOADS | _PARTS),
+        Rival("safe_open", "safetensors, safe_open", "safetensors", "safetensors", "safetensors", _LOADS | _PARTS),
+        Rival("torch", "torch", "torch", "torch", "torch", _PLAIN | _LOADS | _GPU),
+        Rival("torch-mmap", "torch, mmap", "torch", "torch", "torch", _LOADS | _PARTS),
         Rival("dcp", "torch DCP", "torch", "torch", "dcp", SAVES | _LOADS, syncs=True),
         Rival(
             "tensordict",
@@ -81,18 +82,16 @@ RIVALS = {
             "tensordict",
             "tensordict",
             "tensordict",
-            frozenset({"save_durable", "save"}) | _LOADS | _PARTS,
+            _PLAIN | _LOADS | _PARTS,
         ),
-        Rival(
-            "fastsafetensors", "fastsafetensors", "fastsafetensors", "fastsafetensors", "safetensors", _LOADS | _GPU
-        ),
+        Rival("fastsafetensors", "fastsafetensors", "fastsafetensors", "fastsafetensors", "safetensors", _LOADS | _GPU),
         Rival(
             "numpy",
             "numpy, a .npy each",
             "numpy",
             "numpy",
             "numpy",
-            frozenset({"save_durable", "save"}) | _LOADS | _PARTS,
+            _PLAIN | _LOADS | _PARTS,
         ),
     )
 }

@@ -20,7 +20,7 @@ class Child:
     def __init__(self, name: str, log: Path) -> None:
         self._log = log
         with log.open("ab") as errors:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-m", "fastckpt.bench.worker", name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -25,7 +25,11 @@ OPS = {
     "gpu": "load to a GPU, warm",
     "gpu_cold": "load to a GPU, cold",
 }
-HEADINGS = ("side", "median", "least … most", "GB/s", "times ours", "peak MiB", "anon MiB", "read MB", "calls", "cached")
+HEADINGS = (
+    *("side", "median", "least … most", "GB/s", "times ours"),
+    *("peak MiB", "anon MiB", "read MB", "calls", "cached"),
+)
+_NOBODY: list[Mapping[str, Any]] = []
 _LIMIT_NAMES = {
     "direct_write": "limit: direct write",
     "direct_read": "limit: direct read",
@@ -88,7 +92,7 @@ def figures(document: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Figure
     for result in document["results"]:
         groups.setdefault((result["workload"], result["op"]), []).append(result)
     for (workload, op), results in groups.items():
-        ours = next((result["runs"] for result in results if result["rival"] == "fastckpt"), [])
+        ours = next((result["runs"] for result in results if result["rival"] == "fastckpt"), _NOBODY)
         made = [_figure(result, workloads[workload], ours) for result in results]
         made.sort(key=lambda figure: (bool(figure.error), figure.side != LIMIT, figure.seconds))
         yield workload, op, made

@@ -79,7 +79,12 @@ class Limits:
         target = torch.empty(size, dtype=torch.uint8, device="cuda")
         target.copy_(source)
         torch.cuda.synchronize()
-        found, _ = measured(lambda: (target.copy_(source, non_blocking=True), torch.cuda.synchronize()))
+
+        def copy() -> None:
+            target.copy_(source, non_blocking=True)
+            torch.cuda.synchronize()
+
+        found, _ = measured(copy)
         return {**found, "bytes": size, "depth": "pinned"}
 
     def _at_best_depth(self, op: str, size: int, work: Callable[[tuple[int, int]], dict[str, Any]]) -> dict[str, Any]:

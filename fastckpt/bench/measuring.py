@@ -108,7 +108,6 @@ def _resident_pages(file: Path) -> tuple[int, int]:
         return pages - bytes(states).count(0), pages
 
 
-
 def evict(path: Path) -> None:
     """Write a file or folder back and drop it from the page cache. What is mapped or was not written stays."""
     sync_tree(path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ __all__ = ["check", "draw"]
 
 _OURS, _INDEXED, _OTHERS, _LIMIT = "#0b7a3b", "#69bf8b", "#b9bec4", "#c2410c"
 _LINES = {"fastckpt": _OURS, "fastckpt-index": _INDEXED, "safetensors": "#4b5563", "torch": "#9ca3af"}
-_SHORT = {"safetensors": "safetensors", "torch": "torch"}
 
 
 class _Panel(NamedTuple):
@@ -98,8 +98,10 @@ def _draw_bars(plt: Any, found: Any, panels: Sequence[_Panel], titles: Mapping[s
     shown = [panel for panel in panels if any(f.side != LIMIT for f in found.get((panel.workload, panel.op), ()))]
     if not shown:
         return None
-    figure, axes = plt.subplots(1, len(shown), figsize=(5.2 * len(shown), 3.6), squeeze=False)
-    for axis, panel in zip(axes[0], shown, strict=True):
+    across = 2 if len(shown) == 4 else len(shown)
+    down = len(shown) // across
+    figure, axes = plt.subplots(down, across, figsize=(5.2 * across, 3.6 * down), squeeze=False)
+    for axis, panel in zip(axes.flat, shown, strict=True):
         _draw_panel(axis, found[panel.workload, panel.op])
         axis.set_title(f"{titles[panel.workload]}: {panel.title}", loc="left", fontweight="bold", fontsize=10)
     figure.tight_layout()
@@ -110,16 +112,19 @@ def _draw_panel(axis: Any, some: Sequence[Figure]) -> None:
     sides = sorted((figure for figure in some if figure.side != LIMIT), key=_speed)
     colours = [{"fastckpt": _OURS, "fastckpt-index": _INDEXED}.get(figure.side, _OTHERS) for figure in sides]
     bars = axis.barh([figure.title for figure in sides], [*map(_speed, sides)], color=colours, height=0.75)
-    axis.bar_label(bars, [f"{_speed(figure):.2f}" for figure in sides], padding=3, fontsize=8)
+    axis.bar_label(bars, [f"{_speed(figure):.2f}" for figure in sides], padding=3, fontsize=8, backgroundcolor="white")
     axis.tick_params(axis="y", length=0)
     for label, figure in zip(axis.get_yticklabels(), sides, strict=True):
         if figure.side.startswith("fastckpt"):
             label.set(fontweight="bold", color=_OURS)
     for limit in (figure for figure in some if figure.side == LIMIT):
-        axis.axvline(_speed(limit), color=_LIMIT, linestyle="--", linewidth=1.5)
-        words = _LIMIT_WORDS.get(LIMITS.get(limit.op, ""), "limit") if limit.workload != "small" else limit.title
-        axis.text(_speed(limit), -0.9, f" {words}", color=_LIMIT, fontsize=8, va="top", ha="center")
-    axis.set_xlabel("GB/s (longer is faster)", labelpad=12)
+        axis.axvline(_speed(limit), color=_LIMIT, linestyle="--", linewidth=1.5, zorder=0)
+        words = limit.title.removeprefix("limit: ")
+        axis.text(
+            _speed(limit), len(sides) - 0.35, f"{words} {_speed(limit):.2f} ", color=_LIMIT, fontsize=8, ha="right"
+        )
+    axis.set_ylim(-0.6, len(sides) + 0.2)
+    axis.set_xlabel("GB/s (longer is faster)")
     axis.margins(x=0.12)
 
 
@@ -151,19 +156,35 @@ def _draw_curves(axis: Any, found: Any, prefix: str, op: str) -> None:
                 curves.setdefault(figure.side, []).append((number, value))
     if prefix == "count-":
         curves.pop(LIMIT, None)
-    for side, points in curves.items():
-        _draw_curve(axis, side, sorted(points), op)
     axis.set_xscale("log")
     axis.set_yscale("log")
+    for side, points in curves.items():
+        colour = _LIMIT if side == LIMIT else _LINES.get(side, _OTHERS)
+        style = {"linestyle": "--"} if side == LIMIT else {"marker": "o", "markersize": 4}
+        width = 2.6 if side == "fastckpt" else 1.4
+        axis.plot(*zip(*sorted(points), strict=True), color=colour, linewidth=width, **style)
+    _name_curves(axis, {side: max(points) for side, points in curves.items()}, op)
+    axis.set_xticks(sorted({number for points in curves.values() for number, _ in points}))
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.set_major_formatter("{x:,.15g}")
+        ticks.set_minor_formatter("{x:,.15g}" if ticks is axis.yaxis and _decades(axis) < 1 else "")
+    axis.tick_params(axis="x", which="minor", length=0)
     axis.set_ylabel("µs a tensor (lower is faster)" if prefix == "count-" else "GB/s (higher is faster)")
-    axis.margins(x=0.25)
     axis.grid(visible=True, which="major", color="#e5e7eb")
 
 
-def _draw_curve(axis: Any, side: str, points: Sequence[tuple[int, float]], op: str) -> None:
-    colour = _LIMIT if side == LIMIT else _LINES.get(side, _OTHERS)
-    style = {"linestyle": "--"} if side == LIMIT else {"marker": "o", "markersize": 4}
-    width = 2.6 if side == "fastckpt" else 1.4
-    axis.plot(*zip(*points, strict=True), color=colour, linewidth=width, **style)
-    words = _LIMIT_WORDS.get(LIMITS.get(op, ""), "limit") if side == LIMIT else side
-    axis.annotate(f" {words}", points[-1], color=colour, fontsize=8, va="center")
+def _decades(axis: Any) -> float:
+    low, high = axis.get_ylim()
+    return math.log10(high / low)
+
+
+def _name_curves(axis: Any, ends: Mapping[str, tuple[int, float]], op: str) -> None:
+    """Write each side's name at the end of its line, moved up where it would cover the one below."""
+    step = 10 ** (_decades(axis) * 0.065)
+    lowest = 0.0
+    for side, (number, value) in sorted(ends.items(), key=lambda end: end[1][1]):
+        lowest = max(value, lowest * step)
+        words = _LIMIT_WORDS.get(LIMITS.get(op, ""), "limit") if side == LIMIT else side
+        colour = _LIMIT if side == LIMIT else _LINES.get(side, _OTHERS)
+        weight = "bold" if side == "fastckpt" else "normal"
+        axis.annotate(f"   {words}", (number, lowest), color=colour, fontsize=8, va="center", weight=weight)

@@ -10,14 +10,20 @@ from fastckpt.bench.figures import HEADINGS, OPS, bar_cells, figures, missing, v
 __all__ = ["markdown"]
 
 _HOW = """\
-Each side in its own process, taking turns round by round; medians, the ratios taken within a round (above 1: slower
-than fastckpt); the first round is not counted. Every save has fresh values and a new path. "durable": the data, the files' names and their
-folders are on the device, by the library itself (fastckpt, DCP) or by fsync of all of it afterwards, in the time given. "cold": evicted with
-posix_fadvise after a sync, and mincore says how much was left (see the JSON's `resident_before`; names and inodes stay in the kernel's
-memory); "warm": 99.9 % in the page cache, read there before. "touch": one byte of every page is read, and all sides must
-give the same sum. "peak MiB": growth of VmHWM, which counts mapped pages; "anon MiB": of anonymous memory, the result being alive; "read MB": bytes
-that the device gave; "calls": system calls that read or write, by the kernel's counters (not: open, mmap, fsync); "cached": part of the files
-that is in the page cache afterwards (near 0 %: it was passed by). Limits are measured in the same rounds, with at most 1 GiB, and compared by rate."""
+Each side in its own process, taking turns round by round; medians, and ratios taken within a round ("times ours":
+above 1 is slower than fastckpt). A first round is not counted. Every save has fresh values and a new path.
+
+- **durable**: data, names and folders are on the device, by the library itself (fastckpt, DCP) or by an fsync of all
+  of it, which is in the time.
+- **cold**: evicted with posix_fadvise after a sync; mincore says how much was left (`resident_before` in the JSON).
+  Names and inodes stay in the kernel's memory. **warm**: at least 99.9 % in the page cache, read into it before.
+- **touch**: one byte of every page is read; all sides must come to the same sum.
+- **peak MiB**: growth of VmHWM, which counts mapped pages; **anon MiB**: of anonymous memory, the result being alive.
+- **read MB**: what the device gave; **calls**: system calls that read or write, by the kernel's counters (opening,
+  mapping and syncing are not among them); **cached**: the part of the files in the page cache afterwards, near 0 %
+  where it was passed by.
+- **limits** are measured in the same rounds, with at most 1 GiB, and compared by rate; the device's at the best of
+  four depths."""
 
 
 def markdown(document: Mapping[str, Any], notes: str = "") -> str:
@@ -35,7 +41,8 @@ def markdown(document: Mapping[str, Any], notes: str = "") -> str:
     str
         Markdown with the machine, the date and the command.
     """
-    return "\n".join([*_head(document), *_bars(document), *([notes.strip(), ""] if notes.strip() else []), *_all(document)])
+    by_hand = [notes.strip(), ""] if notes.strip() else []
+    return "\n".join([*_head(document), *_bars(document), *by_hand, *_all(document)])
 
 
 def _head(document: Mapping[str, Any]) -> Iterator[str]:

@@ -103,7 +103,7 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 class Safetensors(Side):
     """The usual way: save_file and load_file."""
 
-    def save(self, state: Any, path: Path, durable: bool) -> None:  # noqa: ARG002
+    def save(self, state: Any, path: Path, durable: bool) -> None:
         _module("safetensors.torch").save_file(state, path)
 
     def load(self, path: Path, device: str | None = None) -> Any:
@@ -116,7 +116,7 @@ class SafeOpen(Side):
     def _open(self, path: Path) -> Any:
         return _module("safetensors").safe_open(path, framework="pt")
 
-    def load(self, path: Path, device: str | None = None) -> Any:  # noqa: ARG002
+    def load(self, path: Path, device: str | None = None) -> Any:
         with self._open(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -136,7 +136,7 @@ class Torch(Side):
     nested = True
     mmap = False
 
-    def save(self, state: Any, path: Path, durable: bool) -> None:  # noqa: ARG002
+    def save(self, state: Any, path: Path, durable: bool) -> None:
         torch.save(state, path)
 
     def load(self, path: Path, device: str | None = None) -> Any:
@@ -162,12 +162,14 @@ class Dcp(Side):
         dcp = _module("torch.distributed.checkpoint")
         dcp.save(state, storage_writer=dcp.FileSystemWriter(path, sync_files=durable), no_dist=True)
 
-    def load(self, path: Path, device: str | None = None) -> Any:  # noqa: ARG002
+    def load(self, path: Path, device: str | None = None) -> Any:
         dcp = _module("torch.distributed.checkpoint")
         reader = dcp.FileSystemReader(path)
         known = reader.read_metadata().state_dict_metadata
         state = {
-            key: torch.empty(meta.size, dtype=meta.properties.dtype) for key, meta in known.items() if hasattr(meta, "size")
+            key: torch.empty(meta.size, dtype=meta.properties.dtype)
+            for key, meta in known.items()
+            if hasattr(meta, "size")
         }
         dcp.load(state, storage_reader=reader, no_dist=True)
         return state
@@ -187,10 +189,10 @@ class Dcp(Side):
 class TensorDict(Side):
     """A folder of memory-mapped files."""
 
-    def save(self, state: Any, path: Path, durable: bool) -> None:  # noqa: ARG002
+    def save(self, state: Any, path: Path, durable: bool) -> None:
         _module("tensordict").TensorDict(state, batch_size=[]).memmap(path, copy_existing=True)
 
-    def load(self, path: Path, device: str | None = None) -> Any:  # noqa: ARG002
+    def load(self, path: Path, device: str | None = None) -> Any:
         return dict(_module("tensordict").TensorDict.load_memmap(path).items())
 
     def part(self, path: Path, key: str, rows: slice | None) -> Any:
@@ -225,12 +227,12 @@ class FastSafetensors(Side):
 class Numpy(Side):
     """A folder with a .npy file for each tensor, read as maps; bfloat16, which numpy does not know, as int16."""
 
-    def save(self, state: Any, path: Path, durable: bool) -> None:  # noqa: ARG002
+    def save(self, state: Any, path: Path, durable: bool) -> None:
         path.mkdir()
         for name, tensor in state.items():
             np.save(_npy(path, name), _array(tensor))
 
-    def load(self, path: Path, device: str | None = None) -> Any:  # noqa: ARG002
+    def load(self, path: Path, device: str | None = None) -> Any:
         return {file.stem: np.load(file, mmap_mode="r") for file in path.iterdir()}
 
     def part(self, path: Path, key: str, rows: slice | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 __all__ = ["SIZES", "Workload", "find", "names_of"]
@@ -68,7 +69,7 @@ class Workload:
 
 def _mlp(sizes: tuple[int, ...] = (784, 128, 64, 10)) -> Shapes:
     shapes: dict[str, tuple[int, ...]] = {}
-    for at, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+    for at, (inputs, outputs) in enumerate(pairwise(sizes), 1):
         shapes |= {f"l{at}.weight": (outputs, inputs), f"l{at}.bias": (outputs,)}
     return shapes
 
