@@ -75,6 +75,7 @@ def run(options: Options, watch: Watch, keep: Callable[[Document], None]) -> Doc
         try:
             for workload in options.chosen():
                 bench.check(workload)
+            bench.start()
             for workload in options.chosen():
                 bench.workload(workload)
                 keep(bench.document())
@@ -99,14 +100,20 @@ class _Bench:
         self._options, self._room, self._watch = options, room, watch
         self._missing = {side.name: machine.missing(side) for side in options.sides()}
         self._sides = [side for side in options.sides() if self._missing[side.name] is None]
-        self._children = {name: self._child(name) for name in [side.name for side in self._sides] + [LIMIT]}
+        self._children: dict[str, Child] = {}
         self._results: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._skipped: dict[str, str] = {}
         self._targets: dict[str, Path] = {}  # by family, of the workload at hand
         self._limit_file = room.path / "limit"
         self._count = 0
 
+    def start(self) -> None:
+        """Start everybody at once: they have a library to import."""
+        self._children |= {name: self._child(name) for name in [*(side.name for side in self._sides), LIMIT]}
+
     def close(self) -> None:
+        for child in self._children.values():
+            child.dismiss()
         for child in self._children.values():
             child.close()
 

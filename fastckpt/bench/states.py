@@ -20,7 +20,7 @@ from fastckpt.bench.workloads import MODEL, Workload
 
 __all__ = ["flat", "like", "made", "real_file"]
 
-_BLOCK = 4_000_037  # values; no multiple of any size of a tensor
+_BLOCK = 1_000_003  # values; no multiple of any size of a tensor
 
 
 class _Values:

@@ -62,4 +62,5 @@ def watched(total: int) -> Iterator[Callable[[str], None]]:
     try:
         yield lambda what: bar.update(task, advance=1, description=what)
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

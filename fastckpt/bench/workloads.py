@@ -140,14 +140,15 @@ def _minilm() -> Shapes:
 
 
 _SAVES = ("save_durable", "save")
+_PARTS = ("one", "rows", "gpu", "gpu_cold")
 _GPT2 = {"full": (768, 12, 50257, 1024), "quick": (384, 4, 8192, 512), "tiny": (16, 2, 64, 16)}
 _LLAMA = {
     "full": (2560, 25, 32000, 6912, 640),
     "quick": (512, 4, 8192, 1408, 128),
     "tiny": (32, 2, 64, 64, 8),
 }
-_SMALL = {"full": 20_000, "quick": 1_000, "tiny": 150}
-COUNTS = {"full": (100, 1_000, 10_000, 100_000), "quick": (100, 1_000), "tiny": (10, 20)}
+_SMALL = {"full": 20_000, "quick": 500, "tiny": 150}
+COUNTS = {"full": (100, 1_000, 10_000, 100_000), "quick": (50, 500), "tiny": (10, 20)}
 MEGABYTES = {"full": (1, 16, 256, 1024, 4096), "quick": (1, 4, 16), "tiny": (1,)}
 
 
@@ -162,7 +163,7 @@ def _fixed(size: str) -> list[Workload]:
             "llama",
             f"Llama-like, bf16{some}",
             _llama(*_LLAMA[size]),
-            (*_SAVES, "touch", "cold", "into", "one", "rows", "gpu", "gpu_cold"),
+            (*_SAVES, "touch", "cold", "into", *_PARTS) if size != "quick" else ("save_durable", "cold", *_PARTS),
             dtype="bfloat16",
         ),
         Workload(
