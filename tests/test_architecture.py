@@ -23,7 +23,7 @@ LAYERS = (
         *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
         *("bench.running", "bench.room", "bench.children", "bench.machine"),
         *("bench.worker", "bench.rivals", "bench.states", "bench.limits", "bench.measuring"),
-        *("bench.catalogue", "bench.workloads", "bench"),
+        *("bench.workloads", "bench.catalogue", "bench"),
     ),
     ("rendering", "documents", "nodetext"),
     ("torch", "torch.tensors"),

@@ -72,7 +72,7 @@ class _Found:
     def why(self, workload: str, op: str, *sides: str) -> str:
         """Say why there is no result."""
         skipped = self.workloads.get(workload, {}).get("skipped")
-        if workload not in self.workloads or skipped:
+        if skipped or not any((at, by) == (workload, op) for at, by, _ in self._results):
             return skipped or "not in this run"
         for side in (*sides, LIMIT):
             error = self._results.get((workload, op, side), {}).get("error")

@@ -20,7 +20,7 @@ class Room:
 
     def __init__(self, folder: Path, space: int | None) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="fastckpt-bench-", dir=folder))
-        self._left = shutil.disk_usage(folder).free // 2 if space is None else space
+        self._left = shutil.disk_usage(folder).free * 4 // 5 if space is None else space
         self._space = self._left
         self._written: dict[Path, int] = {}
 
@@ -34,7 +34,7 @@ class Room:
         """Refuse what does not fit, before it is begun."""
         if nbytes > self._space:
             reason = f"{what} needs {nbytes / 1e9:.1f} GB here, and {self._space / 1e9:.1f} GB may be used"
-            raise OSError(errno.ENOSPC, f"{reason} (half of what is free, or --space)", str(self.path.parent))
+            raise OSError(errno.ENOSPC, f"{reason} (of what is free 80 %, or --space)", str(self.path.parent))
 
     def take(self, path: Path, nbytes: int, keep: set[Path]) -> None:
         """Count what will be written; delete the oldest that nobody needs when there is no room else."""
