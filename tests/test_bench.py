@@ -131,7 +131,7 @@ def test_the_report_says_machine_date_and_command(document: dict[str, Any], tmp_
     assert f"    {document['command']}\n" in text
     assert document["command"].startswith("fastckpt bench --size tiny")
     assert "## By hand\n\nWhy it | falls short.\n" in text
-    assert "| durable save, GPT-2, tiny | the direct-write limit | ≥ 0.85× |" in text
+    assert "| durable save, GPT-2 | the direct-write limit | ≥ 0.85× |" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
 
@@ -170,14 +170,14 @@ def test_a_durable_save_is_held_against_limit_rivals_and_torch() -> None:
         result("gpt2", "save_durable", "safetensors", 1.2, 2.4, 9.9),
         result("gpt2", "save_durable", "torch", 1.9, 3.8, 1.9),
     )
-    what = "durable save, gpt2"
+    what = "durable save, GPT-2"
     limit, fastest, torch = (
         found[what, who] for who in ("the direct-write limit", "safetensors", "torch.save + fsync")
     )
     assert (limit.got, limit.verdict) == (near(0.9), "pass")
     assert (fastest.need, fastest.got, fastest.verdict) == (1.0, near(1.2), "pass")  # 1.3 is out of reach
     assert (torch.got, torch.verdict) == (near(1.9), "short")
-    assert found["durable save, llama", "the direct-write limit"].verdict == "not measured"
+    assert found["durable save, Llama-like", "the direct-write limit"].verdict == "not measured"
 
 
 def test_more_is_asked_of_a_durable_save_where_the_device_allows_it() -> None:
@@ -186,7 +186,7 @@ def test_more_is_asked_of_a_durable_save_where_the_device_allows_it() -> None:
         result("gpt2", "save_durable", "fastckpt", 1.6),
         result("gpt2", "save_durable", "safetensors", 2.0),
     )
-    fastest = found["durable save, gpt2", "safetensors"]
+    fastest = found["durable save, GPT-2", "safetensors"]
     assert (fastest.need, fastest.got, fastest.verdict) == (1.3, 1.25, "short")
 
 
@@ -202,12 +202,12 @@ def test_at_most_is_at_most() -> None:
         result("llama", "one", "fastckpt", 1.0, read=801 + mebibyte),
     )
     verdicts = {key: row.verdict for key, row in found.items()}
-    assert verdicts["load_into, peak memory beyond the object, gpt2", ""] == "short"
-    assert verdicts["save, peak memory beyond the object, gpt2", ""] == "pass"
-    assert verdicts["save_async, time blocked, gpt2", "a prefaulted memcpy"] == "pass"  # of all of it: two seconds
-    assert verdicts["save_async, time blocked, gpt2", "dcp async_save"] == "short"
-    assert verdicts["1/8 of its rows of llama, cold: bytes read beyond those asked for", ""] == "pass"
-    assert verdicts["one tensor of llama, cold: bytes read beyond those asked for", ""] == "short"
+    assert verdicts["load_into, peak memory beyond the object, GPT-2", ""] == "short"
+    assert verdicts["save, peak memory beyond the object, GPT-2", ""] == "pass"
+    assert verdicts["save_async, time blocked, GPT-2", "a prefaulted memcpy"] == "pass"  # of all of it: two seconds
+    assert verdicts["save_async, time blocked, GPT-2", "dcp async_save"] == "short"
+    assert verdicts["1/8 of its rows of Llama-like, cold: bytes read beyond those asked for", ""] == "pass"
+    assert verdicts["one tensor of Llama-like, cold: bytes read beyond those asked for", ""] == "short"
 
 
 def test_small_files_are_held_against_opening_and_reading() -> None:
@@ -229,10 +229,10 @@ def test_growth_is_of_the_cost_per_tensor() -> None:
 def test_a_failure_is_the_reason_that_nothing_was_measured() -> None:
     failed = {"workload": "gpt2", "op": "save", "rival": "fastckpt", "runs": [], "error": "no save(durable=False)"}
     found = judged(failed, result("gpt2", "save", "torch", 1.0), names=("gpt2",))
-    row = found["save without sync, gpt2", "the fastest rival"]
+    row = found["save without sync, GPT-2", "the fastest rival"]
     assert (row.verdict, row.why) == ("not measured", "no save(durable=False)")
-    assert found["save without sync, llama", "the fastest rival"].why == "not in this run"
-    assert found["load to a GPU, warm, gpt2", "pinned memcpy"].verdict == "not measured"
+    assert found["save without sync, Llama-like", "the fastest rival"].why == "not in this run"
+    assert found["load to a GPU, warm, GPT-2", "pinned memcpy"].verdict == "not measured"
 
 
 # ---- what it measures with ----

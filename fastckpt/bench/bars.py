@@ -13,13 +13,15 @@ from typing import Any
 
 from fastckpt.bench.catalogue import LIMIT
 
-__all__ = ["Row", "rows"]
+__all__ = ["ABSENT", "Row", "rows"]
 
 Result = Mapping[str, Any]
 
 _OURS = "fastckpt"
 _INDEXED = "fastckpt-index"
 _MIB = 1 << 20
+ABSENT = "not in this run"
+_NAMES = {"gpt2": "GPT-2", "llama": "Llama-like", "adamw": "AdamW"}
 _LARGE = ("gpt2", "llama", "adamw")
 _DEVICE_ALLOWS = 1.3 / 0.85  # how far the fastest rival must be from the limit before 1.3 times as fast can be asked
 
@@ -73,7 +75,7 @@ class _Found:
         """Say why there is no result."""
         skipped = self.workloads.get(workload, {}).get("skipped")
         if skipped or not any((at, by) == (workload, op) for at, by, _ in self._results):
-            return skipped or "not in this run"
+            return skipped or ABSENT
         for side in (*sides, LIMIT):
             error = self._results.get((workload, op, side), {}).get("error")
             if error:
@@ -132,7 +134,7 @@ def _paired(theirs: list[Any], ours: list[Any]) -> float | None:
 
 
 def _title(found: _Found, workload: str) -> str:
-    return str(found.workloads.get(workload, {}).get("title", workload))
+    return _NAMES.get(workload) or str(found.workloads.get("small", {}).get("title", "small tensors"))
 
 
 def _durable(found: _Found) -> Iterable[Row]:
@@ -213,7 +215,7 @@ def _parts(found: _Found) -> Iterable[Row]:
 
 def _growth(found: _Found) -> Iterable[Row]:
     counts = sorted(int(name.partition("-")[2]) for name in found.workloads if name.startswith("count-"))
-    few, many = (1_000, 100_000) if {1_000, 100_000} <= {*counts} else (min(counts, default=0), max(counts, default=0))
+    few, many = (1_000, 100_000) if not counts or {1_000, 100_000} <= {*counts} else (min(counts), max(counts))
     for op, words in (("load", "load"), ("save_durable", "durable save")):
         for side, name in ((_OURS, ""), (_INDEXED, ", indexed")):
             first, last = (found.median(f"count-{count}", op, "seconds", side) for count in (few, many))

@@ -63,7 +63,9 @@ def _head(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _bars(document: Mapping[str, Any]) -> Iterator[str]:
     rows, summary = verdicts(document)
-    yield from ("## What was promised", "", f"{summary}.", "")
+    size = document["size"]
+    of_size = "" if size == "full" else f" The promises are of the full sizes, and this run is {size}."
+    yield from ("## What was promised", "", f"{summary}.{of_size}", "")
     yield from _table(("what", "against", "bar", "measured", ""), [_emphasised(bar_cells(row)) for row in rows])
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fastckpt.bench.bars import ABSENT
 from fastckpt.bench.catalogue import LIMIT
 from fastckpt.bench.figures import HEADINGS, OPS, bar_cells, figures, missing, verdicts
 from fastckpt.rendering import Column, print_table
@@ -36,17 +37,20 @@ def print_document(document: Mapping[str, Any]) -> None:
             print_table([Column(name, right=at > 0) for at, name in enumerate(HEADINGS)], rows, "")
         else:
             print_table((), cells, "")
-    _print_bars(document, terminal)
+    _print_bars(
+        document, terminal, "" if document["size"] == "full" else f" (of the full sizes; this is {document['size']})"
+    )
     for line in missing(document):
         click.echo(f"not measured, not installed: {line}")
 
 
-def _print_bars(document: Mapping[str, Any], terminal: bool) -> None:
+def _print_bars(document: Mapping[str, Any], terminal: bool, of_size: str) -> None:
     rows, summary = verdicts(document)
     cells: list[tuple[Any, ...]] = [("bar", *bar_cells(row)) for row in rows]
     if terminal:
-        Console(highlight=False).print(Text("\nWhat was promised", style="bold"))
-        cells = [(*row[1:-1], Text(row[-1], style=_STYLES[row[-1]])) for row in cells]
+        Console(highlight=False).print(Text(f"\nWhat was promised{of_size}", style="bold"))
+        measured = (row for row, of in zip(cells, rows, strict=True) if of.why != ABSENT or of.got is not None)
+        cells = [(*row[1:-1], Text(row[-1], style=_STYLES[row[-1]])) for row in measured]
     headings = (Column("what"), Column("against"), Column("bar", right=True), Column("measured"), Column("verdict"))
     print_table(headings, cells, summary)
 
