@@ -20,7 +20,8 @@ from click.testing import CliRunner
 
 from fastckpt.bench import machine, measuring
 from fastckpt.bench.bars import Row, rows
-from fastckpt.bench.catalogue import RIVALS, takes_part
+from fastckpt.bench.catalogue import LIMIT, RIVALS, takes_part
+from fastckpt.bench.children import Child
 from fastckpt.bench.figures import OPS, figures, missing, prefixed
 from fastckpt.bench.report import markdown
 from fastckpt.bench.room import Room
@@ -337,3 +338,17 @@ def test_plots_draw_or_say_what_is_missing(document: dict[str, Any], tmp_path: P
     result = CliRunner().invoke(commands, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["load.png", "save.png"]
+
+
+def test_a_child_that_fails_or_ends_gives_an_error(tmp_path: Path) -> None:
+    child = Child(LIMIT, tmp_path / "log")
+    command = {"workload": "mlp", "size": "tiny", "path": str(tmp_path / "limit"), "seed": 0}
+    assert child.ask(op="nonsense", **command) == {
+        "error": "AttributeError: 'Limits' object has no attribute 'nonsense'"
+    }
+    assert child.ask(op="memcpy", **command)["bytes"] == find("mlp", "tiny").nbytes
+    child._process.kill()
+    child._process.wait()
+    assert child.ask(op="memcpy", **command) == {"error": "the process ended with -9"}
+    assert not child.alive
+    child.close()

@@ -1,7 +1,7 @@
 """What the device and the memory allow, measured in the same rounds as everybody else.
 
 Direct writes and reads go around the page cache in several threads, at the depth that was best in the first round;
-memcpy is numpy's, in as many threads as there are processors, between memory that has been touched.
+memcpy is numpy's, in as many threads as there are processors, between touched memory of ordinary pages like a tensor's.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Limits:
     def memcpy(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
         """Copy memory to memory, all of it touched before."""
         size = min(nbytes, _MOST)
-        source, target = np.full(size, 1, np.uint8), np.full(size, 2, np.uint8)
+        source, target = _plain_memory(size), _plain_memory(size)
         threads = len(os.sched_getaffinity(0))
         step = max(1, -(-size // threads))
 
@@ -133,6 +133,13 @@ class Limits:
 def _whole(nbytes: int) -> int:
     """Bytes to move: a multiple of what direct reads and writes take, not too many."""
     return max(_ALIGNMENT, min(nbytes, _MOST) // _ALIGNMENT * _ALIGNMENT)
+
+
+def _plain_memory(size: int) -> Any:
+    """Give touched memory of ordinary pages, as torch's allocator does; numpy's own would ask for huge ones."""
+    memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    memory[:] = 1
+    return memory
 
 
 def _buffer(piece: int) -> memoryview:
