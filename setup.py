@@ -39,7 +39,7 @@ core = Extension(
     "fastckpt._core",
     ["fastckpt/_core.pyx", *sorted(glob("csrc/*.c"))],
     include_dirs=["csrc"],
-    depends=[*sorted(glob("csrc/*.h")), "fastckpt/_mapping.pxi"],
+    depends=sorted([*glob("csrc/*.h"), *glob("fastckpt/*.pxi")]),
     define_macros=[
         ("_GNU_SOURCE", None),
         ("_FILE_OFFSET_BITS", "64"),

@@ -76,12 +76,28 @@ static bool take_type(struct cursor *cursor, int *number)
     return false;
 }
 
-/* Exactly `{"place":P,"count":C}\n` and then the end, as nearly every meta of ours has it. */
+/* `crc32:` and eight lower-case hexadecimal digits, as we write them. */
+static bool take_digest(struct cursor *cursor, struct fc_meta *meta)
+{
+    const char *start = cursor->at;
+    if (!take(cursor, "crc32:"))
+        return false;
+    for (int i = 0; i < 8; i++, cursor->at++)
+        if (cursor->at == cursor->end || strchr("0123456789abcdef", *cursor->at) == NULL || *cursor->at == '\0')
+            return false;
+    memcpy(meta->digest, start, FC_DIGEST_LENGTH);
+    return take(cursor, "\"");
+}
+
+/* Exactly `{"place":P,"count":C}\n`, perhaps with a digest behind, and then the end: nearly every meta of ours. */
 static bool take_place(struct cursor *cursor, struct fc_meta *meta)
 {
-    return take(cursor, "{\"place\":") && take_number(cursor, &meta->place) && take(cursor, ",\"count\":") &&
-           take_number(cursor, &meta->count) && take(cursor, "}\n") && cursor->at == cursor->end &&
-           meta->place < meta->count;
+    if (!take(cursor, "{\"place\":") || !take_number(cursor, &meta->place) || !take(cursor, ",\"count\":") ||
+        !take_number(cursor, &meta->count) || meta->place >= meta->count)
+        return false;
+    if (take(cursor, ",\"digest\":\"") && !take_digest(cursor, meta))
+        return false;
+    return take(cursor, "}\n") && cursor->at == cursor->end;
 }
 
 /* One line that could be a JSON object, and then the end. */
@@ -100,6 +116,7 @@ static bool take_comment(struct cursor *cursor, const char *data, struct fc_meta
 {
     struct cursor copy;
     meta->place = meta->count = meta->comment_at = -1;
+    meta->digest[0] = '\0';
     if (cursor->at == cursor->end)
         return true;
     if (!take(cursor, "# fastckpt: "))
@@ -108,6 +125,7 @@ static bool take_comment(struct cursor *cursor, const char *data, struct fc_meta
     if (take_place(&copy, meta))
         return true;
     meta->place = meta->count = -1;
+    meta->digest[0] = '\0';
     meta->comment_at = cursor->at - data;
     return is_comment(cursor);
 }

@@ -15,14 +15,16 @@
 #include <stdint.h>
 
 #define FC_DIMS_MAX 64
+#define FC_DIGEST_LENGTH 14 /* of `crc32:` and eight digits */
 
 struct fc_meta {
     int64_t dims[FC_DIMS_MAX];
     int ndim;
-    int number;         /* in OneFlow's enum, one that a tensor can have */
-    int64_t place;      /* of `{"place":P,"count":C}`, or -1 */
-    int64_t count;      /* the same; greater than `place` */
-    int64_t comment_at; /* offset of the "{" when our line says anything else than these two, else -1 */
+    int number;                    /* in OneFlow's enum, one that a tensor can have */
+    int64_t place;                 /* of `{"place":P,"count":C}` or `{"place":P,"count":C,"digest":"…"}`, or -1 */
+    int64_t count;                 /* the same; greater than `place` */
+    char digest[FC_DIGEST_LENGTH]; /* the same, not terminated; or the first byte is 0 */
+    int64_t comment_at;            /* offset of the "{" when our line says anything else than these, else -1 */
 };
 
 /*

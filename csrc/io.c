@@ -12,10 +12,14 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef SYS_openat2
 #define SYS_openat2 437
+#endif
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
 #endif
 #ifndef SYS_renameat2
 #if defined(__x86_64__)
@@ -181,6 +185,34 @@ int fc_reserve_space(int fd, off_t length, struct fc_error *err)
     return 0;
 }
 
+int fc_allocate_file(int fd, off_t size, struct fc_error *err)
+{
+    int rc = 0;
+    if (size > 0)
+        UNINTERRUPTED(rc, fallocate(fd, 0, 0, size));
+    if (rc < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
+        return fc_fail(err, "allocate");
+    return rc < 0 ? fc_trim_file(fd, size, err) : 0;
+}
+
+bool fc_set_direct(int fd, bool direct)
+{
+    return fcntl(fd, F_SETFL, direct ? O_DIRECT : 0) == 0;
+}
+
+size_t fc_get_memory_align(int fd, size_t most)
+{
+    /* As <linux/stat.h> of Linux 6.1 has it: older headers know neither the two fields nor the flag. */
+    union {
+        uint32_t words[64];
+        uint64_t aligned;
+    } st = {{0}};
+    const unsigned dioalign = 0x2000;
+    if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, dioalign, &st) < 0 || (st.words[0] & dioalign) == 0)
+        return most;
+    return st.words[38] <= most && st.words[39] <= most && st.words[39] > 0 ? st.words[38] : 0;
+}
+
 int fc_write_at(int fd, const void *data, size_t length, off_t offset, struct fc_error *err)
 {
     const char *next = data;
@@ -199,16 +231,35 @@ int fc_write_at(int fd, const void *data, size_t length, off_t offset, struct fc
     return 0;
 }
 
+/* Before Linux 6.5: whether a few bytes, here and there, can be had without waiting for the disk. */
+static bool is_resident_by_reading(int fd, off_t size)
+{
+    char byte;
+    struct iovec to = {&byte, 1};
+    const int places = 8;
+    for (off_t i = 0; i < places; i++) {
+        ssize_t count = preadv2(fd, &to, 1, size / places * i, RWF_NOWAIT);
+        if (count < 0)
+            return errno != EAGAIN; /* EOPNOTSUPP: who cannot say is taken for resident, and mapped */
+    }
+    return true;
+}
+
+ssize_t fc_read_some(int fd, void *data, size_t length, off_t offset, struct fc_error *err)
+{
+    ssize_t count;
+    UNINTERRUPTED(count, pread(fd, data, length < PIECE_MAX ? length : PIECE_MAX, offset));
+    return count < 0 ? fc_fail(err, "read") : count;
+}
+
 ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_error *err)
 {
     char *next = data;
     size_t left = length;
     while (left > 0) {
-        size_t piece = left < PIECE_MAX ? left : PIECE_MAX;
-        ssize_t count;
-        UNINTERRUPTED(count, pread(fd, next, piece, offset));
+        ssize_t count = fc_read_some(fd, next, left, offset, err);
         if (count < 0)
-            return fc_fail(err, "read");
+            return -1;
         if (count == 0)
             break;
         next += count;
@@ -216,6 +267,20 @@ ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_er
         left -= (size_t)count;
     }
     return (ssize_t)(length - left);
+}
+
+bool fc_is_resident(int fd, off_t size)
+{
+    /* As <linux/mman.h> of Linux 6.5 has them. */
+    struct {
+        uint64_t off, len;
+    } range = {0, 0};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } found;
+    if (syscall(SYS_cachestat, fd, &range, &found, 0) < 0)
+        return errno == ENOSYS || errno == EPERM ? is_resident_by_reading(fd, size) : true;
+    return found.cached >= (uint64_t)size / (uint64_t)sysconf(_SC_PAGESIZE) * 9 / 10;
 }
 
 int fc_get_size(int fd, off_t *size, struct fc_error *err)

@@ -9,6 +9,7 @@
 #ifndef FC_IO_H
 #define FC_IO_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -38,8 +39,26 @@ int fc_create_file(int dirfd, const char *path, struct fc_error *err);
  */
 int fc_reserve_space(int fd, off_t length, struct fc_error *err);
 
+/* Give a new file its size, with the disk space for it. Fails as above. */
+int fc_allocate_file(int fd, off_t size, struct fc_error *err);
+
+/* Let a file be read or written past the page cache (O_DIRECT), or not. False: the file system does not have that. */
+bool fc_set_direct(int fd, bool direct);
+
+/*
+ * What the address of memory must be a multiple of, to be written past the page cache; 0 when the file system does not
+ * have that, or asks for offsets or addresses aligned to more than `most`, which is also what is said for lack of knowledge.
+ */
+size_t fc_get_memory_align(int fd, size_t most);
+
+/* Whether a file of `size` bytes lies in the page cache, nearly whole. Where nobody can tell: true. */
+bool fc_is_resident(int fd, off_t size);
+
 /* Write all `length` bytes at `offset`. After an error an unknown part of them is in the file. */
 int fc_write_at(int fd, const void *data, size_t length, off_t offset, struct fc_error *err);
+
+/* Read up to `length` bytes at `offset`, with one call. Returns how many; 0 at the end of the file. */
+ssize_t fc_read_some(int fd, void *data, size_t length, off_t offset, struct fc_error *err);
 
 /* Read `length` bytes at `offset`. Returns how many there were: less than `length` only at the end of the file. */
 ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_error *err);

@@ -18,6 +18,9 @@
 /* Map an open file of `size` > 0 bytes, whole; `*address` is page-aligned. Errors as for fc_map_files. */
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err);
 
+/* Memory that is no file's: `size` > 0 zeroed bytes, in huge pages if the system has them. fc_unmap gives it back. */
+int fc_map_memory(size_t size, void **address, struct fc_error *err);
+
 struct fc_map_job {
     const char *path;
     off_t size;    /* in: the size that the file must have */

@@ -6,16 +6,15 @@
 #include "reader.h"
 
 #include <limits.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "direct.h"
 #include "io.h"
 #include "map.h"
+#include "pool.h"
 
 /* `path` becomes "folder/file"; false when it would be longer than the kernel takes. */
 static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
@@ -34,6 +33,8 @@ struct fc_block {
     atomic_size_t users;
     char *at;
     size_t left;
+    void *map; /* where the memory is, if it is not `data` */
+    size_t map_size;
     char data[];
 };
 
@@ -42,8 +43,53 @@ struct fc_block {
 
 void fc_release_block(struct fc_block *block)
 {
-    if (block != NULL && atomic_fetch_sub_explicit(&block->users, 1, memory_order_acq_rel) == 1)
-        free(block);
+    if (block == NULL || atomic_fetch_sub_explicit(&block->users, 1, memory_order_acq_rel) > 1)
+        return;
+    fc_unmap(block->map, block->map_size);
+    free(block);
+}
+
+/* A block whose memory is a map, NULL without memory for it. */
+static struct fc_block *own_map(void *map, size_t size, struct fc_error *err)
+{
+    struct fc_block *block = calloc(1, sizeof *block);
+    if (block == NULL) {
+        fc_unmap(map, size);
+        fc_fail_with(err, "allocate", ENOMEM);
+        return NULL;
+    }
+    atomic_init(&block->users, 1);
+    block->map = map;
+    block->map_size = size;
+    return block;
+}
+
+int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err)
+{
+    if (fc_map_memory(size, address, err) < 0)
+        return -1;
+    *block = own_map(*address, size, err);
+    return *block == NULL ? -1 : 0;
+}
+
+int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
+                       struct fc_error *err)
+{
+    struct fc_map_job job = {.path = path, .size = size};
+    size_t failed;
+    int rc = fc_map_files(dirfd, &job, 1, 0, &failed, err);
+    *found = job.found;
+    if (rc < 0)
+        return -1;
+    *address = job.address;
+    *block = own_map(job.address, (size_t)size, err);
+    return *block == NULL ? -1 : 0;
+}
+
+struct fc_block *fc_share_block(struct fc_block *block)
+{
+    atomic_fetch_add_explicit(&block->users, 1, memory_order_relaxed);
+    return block;
 }
 
 /* What an address must be moved by to be 64-aligned. */
@@ -63,14 +109,14 @@ static char *take_room(struct fc_run *run, size_t size, struct fc_block **user)
         if (block == NULL)
             return NULL;
         atomic_init(&block->users, 1);
+        block->map = NULL;
         block->at = block->data;
         block->left = BLOCK_SIZE;
         gap = get_gap(block->at);
     }
     block->at += gap + size;
     block->left -= gap + size;
-    atomic_fetch_add_explicit(&block->users, 1, memory_order_relaxed);
-    *user = block;
+    *user = fc_share_block(block);
     return block->at - size;
 }
 
@@ -133,7 +179,8 @@ static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *
     if (fd < 0)
         return -err.code;
     found = size;
-    if (size > FC_SMALL_BLOB && fc_map_open(fd, size, &folder->address, &err) < 0)
+    if (size > FC_SMALL_BLOB && (run->what == FC_BLOBS || fc_is_resident(fd, size)) &&
+        fc_map_open(fd, size, &folder->address, &err) < 0)
         found = -err.code;
     if (0 < size && size <= FC_SMALL_BLOB)
         found = copy_out(run, fd, (size_t)size, folder);
@@ -173,139 +220,48 @@ static void scan_run(struct fc_run *run)
     run->block = NULL;
     for (size_t i = 0; i < run->count; i++) {
         struct fc_folder *folder = &run->folders[i];
-        if (run->what != FC_BLOBS)
-            scan_meta(run, folder);
-        if (run->what == FC_BLOBS)
+        if (run->what == FC_BLOBS || run->what == FC_RESIDENT_BLOBS) {
             scan_blob(run, folder);
-        else if (run->what == FC_METAS_AND_SIZES)
+            continue;
+        }
+        scan_meta(run, folder);
+        if (run->what == FC_METAS_AND_SIZES)
             scan_size(run, folder);
     }
     fc_release_block(run->block);
 }
 
-/* What threads share. It outlives the call: a thread that begins too late to be of use looks at nothing else. */
-struct share {
-    pthread_mutex_t lock;
-    pthread_cond_t over;
-    struct fc_run *runs;
-    size_t count;
-    size_t next;    /* the first run that nobody has taken */
-    size_t left;    /* runs that are not over */
-    size_t users;   /* threads that will still look at this */
-    cpu_set_t cpus; /* where they may run */
-};
-
-/* Called and returns with the lock held. */
-static void work_off(struct share *share)
+static void scan_turn(void *runs, size_t i)
 {
-    while (share->next < share->count) {
-        struct fc_run *run = &share->runs[share->next++];
-        pthread_mutex_unlock(&share->lock);
-        scan_run(run);
-        pthread_mutex_lock(&share->lock);
-        if (--share->left == 0)
-            pthread_cond_signal(&share->over);
-    }
-}
-
-/* Called with the lock held, which is gone afterwards. */
-static void leave(struct share *share)
-{
-    bool last = --share->users == 0;
-    pthread_mutex_unlock(&share->lock);
-    if (!last)
-        return;
-    pthread_cond_destroy(&share->over);
-    pthread_mutex_destroy(&share->lock);
-    free(share);
-}
-
-static void *help(void *argument)
-{
-    struct share *share = argument;
-    (void)sched_setaffinity(0, sizeof share->cpus, &share->cpus);
-    pthread_mutex_lock(&share->lock);
-    work_off(share);
-    leave(share);
-    return NULL;
-}
-
-/*
- * Kernels like to begin a thread on its maker's processor, where it waits for a tick (4 ms) while others are idle; so a
- * helper begins anywhere else, and may then go where it likes. False when there is nowhere else.
- */
-static bool send_away(struct share *share, pthread_attr_t *attr)
-{
-#ifdef __GLIBC__
-    cpu_set_t others;
-    int here = sched_getcpu();
-    if (here < 0 || sched_getaffinity(0, sizeof share->cpus, &share->cpus) < 0)
-        return true;
-    others = share->cpus;
-    CPU_CLR(here, &others);
-    return CPU_COUNT(&others) > 0 && pthread_attr_setaffinity_np(attr, sizeof others, &others) == 0;
-#else
-    (void)attr;
-    return sched_getaffinity(0, sizeof share->cpus, &share->cpus) < 0 || CPU_COUNT(&share->cpus) > 1;
-#endif
-}
-
-/* Called with the lock held. How many threads there are to be had does not matter. */
-static void call_helpers(struct share *share, size_t count)
-{
-    pthread_t thread;
-    pthread_attr_t attr;
-    sigset_t all, before;
-    if (pthread_attr_init(&attr) != 0)
-        return;
-    sigfillset(&all); /* signals are for Python's own threads */
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    if (send_away(share, &attr))
-        for (; count > 0 && pthread_create(&thread, &attr, help, share) == 0; count--)
-            share->users++;
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)pthread_attr_destroy(&attr);
+    scan_run((struct fc_run *)runs + i);
 }
 
 void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads)
 {
-    struct share *share = threads > 1 ? malloc(sizeof *share) : NULL;
-    if (share == NULL) {
-        for (size_t i = 0; i < count; i++)
-            scan_run(&runs[i]);
-        return;
-    }
-    *share = (struct share){.runs = runs, .count = count, .left = count, .users = 1};
-    (void)pthread_mutex_init(&share->lock, NULL);
-    (void)pthread_cond_init(&share->over, NULL);
-    pthread_mutex_lock(&share->lock);
-    call_helpers(share, threads - 1);
-    work_off(share);
-    while (share->left > 0)
-        pthread_cond_wait(&share->over, &share->lock);
-    leave(share);
+    fc_share_turns(count, threads, scan_turn, runs);
 }
 
-int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
-                 struct fc_error *err)
+int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err)
 {
     ssize_t count;
     int rc = -1;
-    int fd = fc_open_file(dirfd, path, found, err);
+    int fd = fc_open_file(dirfd, part->path, found, err);
     if (fd < 0)
         return -1;
-    if (size >= 0 && *found != size) {
+    if (part->size >= 0 && *found != part->size) {
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }
-    count = fc_read_at(fd, data, length, offset, err);
+    if (part->room > 0)
+        count = fc_read_past_cache(fd, part->data, part->length, part->room, part->offset, err);
+    else
+        count = fc_read_at(fd, part->data, part->length, part->offset, err);
     if (count < 0)
         goto out;
-    if ((size_t)count < length) {
+    if ((size_t)count < part->length) {
         /* The file may have become shorter only now. */
-        if (*found - offset >= (off_t)length)
-            *found = offset + count;
+        if (*found - part->offset >= (off_t)part->length)
+            *found = part->offset + count;
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }
@@ -313,4 +269,31 @@ int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t l
 out:
     fc_close_read(fd);
     return rc;
+}
+
+struct parts {
+    int dirfd;
+    struct fc_part *parts;
+    atomic_bool failed;
+};
+
+static void read_turn(void *context, size_t i)
+{
+    struct parts *all = context;
+    struct fc_part *part = &all->parts[i];
+    part->err.code = 0;
+    if (atomic_load_explicit(&all->failed, memory_order_relaxed))
+        return;
+    if (fc_read_part(all->dirfd, part, &part->found, &part->err) < 0)
+        atomic_store_explicit(&all->failed, true, memory_order_relaxed);
+}
+
+int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, size_t *failed)
+{
+    struct parts all = {.dirfd = dirfd, .parts = parts};
+    fc_share_turns(count, threads, read_turn, &all);
+    for (*failed = 0; *failed < count; (*failed)++)
+        if (parts[*failed].err.code != 0)
+            return -1;
+    return 0;
 }

@@ -19,6 +19,16 @@
 
 struct fc_block; /* memory that several files share */
 
+/* Make one of `size` > 0 bytes of fresh, zeroed, page-aligned memory, in huge pages where the system has them. */
+int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err);
+
+/* Make one that is a private map of a file, opened by fc_open_file's rules, that must have `size` > 0 bytes. */
+int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
+                       struct fc_error *err);
+
+/* Become one more user. */
+struct fc_block *fc_share_block(struct fc_block *block);
+
 /* Give up a part of it, which goes away with its last user. Any thread may; NULL is nothing. */
 void fc_release_block(struct fc_block *block);
 
@@ -37,6 +47,7 @@ enum fc_what {
     FC_METAS_AND_SIZES, /* the metas' bytes, and how long the blobs are */
     FC_METAS,           /* the metas' bytes */
     FC_BLOBS,           /* every blob mapped; if it is small, read, to a 64-aligned address */
+    FC_RESIDENT_BLOBS,  /* the same, but what is not in the page cache has its size only */
 };
 
 /* A run of folders. What is not asked for is neither touched nor set. */
@@ -52,17 +63,29 @@ struct fc_run {
  * Look at the folders of `count` runs, which may be the same folders for different things. What one folder refuses is
  * noted there and stops nobody else.
  *
- * At most `threads` threads share the runs, of which the caller is one. It waits for the runs that others have taken,
- * but not for a thread that has not begun: on a busy machine that may take longer than all the work. Such a thread ends
- * by itself, having touched nothing of the caller's.
+ * At most `threads` threads share the runs (fc_share_turns).
  */
 void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads);
 
+/* Part of a file, and the memory for it. */
+struct fc_part {
+    const char *path;
+    off_t offset;
+    void *data;
+    size_t length;
+    size_t room;         /* 0, or to read past the page cache, as for fc_read_past_cache */
+    off_t size;          /* what the whole file must have; any size when negative */
+    off_t found;         /* out, of fc_read_parts */
+    struct fc_error err; /* the same; its code is 0 for what was read, or not begun after another's error */
+};
+
 /*
- * Fill `data` with the `length` bytes at `offset` of a file that must have `size` bytes (any size when negative).
- * FC_SIZE_CHANGED: it has another size, or ends before `data` is full; `*found` is then how many bytes it has.
+ * Read it. FC_SIZE_CHANGED: the file has another size, or ends before `data` is full; `*found` is then how many bytes
+ * it has.
  */
-int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
-                 struct fc_error *err);
+int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err);
+
+/* Read many, in at most `threads` threads. On error `*failed` is the first that failed; others may not have been read. */
+int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, size_t *failed);
 
 #endif

@@ -32,6 +32,22 @@ cdef extern from "writer.h" nogil:
     void fc_abandon_writer(fc_writer *writer)
 
 
+cdef extern from "direct.h" nogil:
+    size_t FC_DIRECT_ALIGN
+
+    struct fc_blob:
+        int fd
+        off_t size
+
+    int fc_create_blob(fc_blob *blob, int dirfd, const char *path, off_t size, bint direct, bint writeback,
+                       fc_error *err)
+    bint fc_is_direct(fc_blob *blob)
+    int fc_write_part(fc_blob *blob, const void *data, size_t length, off_t offset, void *bounce, size_t room,
+                      fc_error *err)
+    int fc_finish_blob(fc_blob *blob, bint sync, fc_error *err)
+    void fc_abandon_blob(fc_blob *blob)
+
+
 cdef extern from "reader.h" nogil:
     struct fc_block:
         pass
@@ -49,6 +65,7 @@ cdef extern from "reader.h" nogil:
         FC_METAS_AND_SIZES
         FC_METAS
         FC_BLOBS
+        FC_RESIDENT_BLOBS
 
     struct fc_run:
         int dirfd
@@ -56,10 +73,24 @@ cdef extern from "reader.h" nogil:
         fc_folder *folders
         size_t count
 
+    int fc_make_block(size_t size, fc_block **block, void **address, fc_error *err)
+    int fc_make_file_block(int dirfd, const char *path, off_t size, fc_block **block, void **address, off_t *found,
+                           fc_error *err)
+    fc_block *fc_share_block(fc_block *block)
     void fc_release_block(fc_block *block)
     void fc_scan_folders(fc_run *runs, size_t count, size_t threads)
-    int fc_read_part(int dirfd, const char *path, off_t offset, void *data, size_t length, off_t size, off_t *found,
-                     fc_error *err)
+
+    struct fc_part:
+        const char *path
+        off_t offset
+        void *data
+        size_t length
+        size_t room
+        off_t size
+        off_t found
+        fc_error err
+
+    int fc_read_parts(int dirfd, fc_part *parts, size_t count, size_t threads, size_t *failed)
 
 
 cdef extern from "map.h" nogil:
@@ -75,12 +106,15 @@ cdef extern from "map.h" nogil:
 
 
 cdef extern from "canon.h" nogil:
+    size_t FC_DIGEST_LENGTH
+
     struct fc_meta:
         const int64_t *dims
         int ndim
         int number
         int64_t place
         int64_t count
+        const char *digest
         int64_t comment_at
 
     bint fc_parse_canon(const char *data, size_t length, fc_meta *meta)

@@ -14,6 +14,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
+from cpython.unicode cimport PyUnicode_DecodeASCII
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
@@ -49,6 +50,7 @@ cdef extern from "Python.h":
 
 RENAME_NOREPLACE = FC_RENAME_NOREPLACE
 RENAME_EXCHANGE = FC_RENAME_EXCHANGE
+DIRECT_ALIGN = FC_DIRECT_ALIGN
 MADV_NORMAL = _NORMAL
 MADV_RANDOM = _RANDOM
 MADV_SEQUENTIAL = _SEQUENTIAL
@@ -127,8 +129,9 @@ def parse_meta(bytes data not None):
     Returns
     -------
     tuple or None
-        ``(dims, enum number, place, count, comment_at)``. Place and count are -1 unless the comment line says them
-        and nothing else; ``comment_at`` is the offset of the comment's JSON where it says anything else, or -1.
+        ``(dims, enum number, place, count, digest, comment_at)``. Place and count are -1 unless the comment line says
+        them and nothing else but perhaps the digest, which is else None; ``comment_at`` is the offset of the comment's
+        JSON where it says anything else, or -1.
         None when the bytes are not exactly what every protobuf writes: that is for the tolerant parser to judge.
         Where this is not None, the product of all dims that are not 0, times 16 bytes, is below 2**63.
     """
@@ -137,7 +140,8 @@ def parse_meta(bytes data not None):
     if not fc_parse_canon(PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), &meta):
         return None
     dims = tuple([meta.dims[i] for i in range(meta.ndim)])
-    return dims, meta.number, meta.place, meta.count, meta.comment_at
+    digest = PyUnicode_DecodeASCII(meta.digest, <Py_ssize_t>FC_DIGEST_LENGTH, NULL) if meta.digest[0] else None
+    return dims, meta.number, meta.place, meta.count, digest, meta.comment_at
 
 
 cdef int _take_buffer(object source, Py_buffer *view, int flags) except -1:
@@ -204,6 +208,9 @@ def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0):
     if rc < 0:
         _fail(&err, path)
     return writer.size
+
+
+include "_file.pxi"
 
 
 def sync_dir(int fd, path=None):
@@ -281,25 +288,27 @@ cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
 
 
 cdef object _take_meta(fc_folder *folder):
-    if folder.meta_size < 0:
+    if folder.meta_size < 0 or folder.meta_block == NULL:
         return folder.meta_size
     return PyBytes_FromStringAndSize(folder.meta, folder.meta_size)
 
 
 cdef object _take_out(const fc_folder *folder, Mapping mapping):
-    return folder.out_size if mapping is None or min(folder.out_size, folder.meta_size) < 0 else mapping
+    if mapping is None or min(folder.out_size, folder.meta_size) < 0 or mapping.size != <size_t>folder.out_size:
+        return folder.out_size
+    return mapping
 
 
 cdef size_t _plan_runs(
-    fc_run *runs, int dirfd, fc_folder *folders, size_t count, bint map, size_t width
+    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, bint metas, size_t width
 ) noexcept nogil:
-    """Cut the folders into runs; with `map`, one run for metas and one for blobs, which hinder each other least."""
+    """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
     cdef size_t at = 0, filled = 0
     while at < count:
         runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
         runs[filled].count = min(width, count - at)
-        runs[filled].what = FC_BLOBS if map else FC_METAS_AND_SIZES
-        if map:
+        runs[filled].what = blobs
+        if metas and blobs != FC_METAS_AND_SIZES:
             runs[filled + 1] = runs[filled]
             runs[filled + 1].what = FC_METAS
             filled += 1
@@ -308,7 +317,7 @@ cdef size_t _plan_runs(
     return filled
 
 
-def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
+def scan(int dirfd, folders, *, bint map=False, bint resident=False, bint metas=True, size_t threads=1):
     """Read the ``meta`` and ask for the size of the ``out`` of many folders.
 
     Parameters
@@ -319,6 +328,10 @@ def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
         Names in it.
     map : bool
         Also map every ``out`` whose ``meta`` could be read, or read it into shared memory if it is small.
+    resident : bool
+        Of those, only map what lies in the page cache already; of what does not, and is not small, give the size.
+    metas : bool
+        False, with `map`: leave the metas alone; theirs is then 0.
     threads : int
         How many share the folders, at most; the caller's is one of them.
 
@@ -337,10 +350,14 @@ def scan(int dirfd, folders, *, bint map=False, size_t threads=1):
     cdef fc_run *runs = <fc_run *>table.data
     # The owners are made before there is anything to own: between a map and its owner nothing can fail.
     cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
+    cdef fc_what blobs = FC_METAS_AND_SIZES
+    if map:
+        blobs = FC_RESIDENT_BLOBS if resident else FC_BLOBS
     for i in range(count):
         found[i].name = PyBytes_AS_STRING(names[i])
+        found[i].meta_size, found[i].meta_block = 0, NULL
     with nogil:
-        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, map, width), threads)
+        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, blobs, metas, width), threads)
     if map:
         for i in range(count):
             _own_out(mappings[i], found + i)
@@ -400,39 +417,4 @@ def map_files(int dirfd, paths, sizes, *, int advice=0):
     return mappings
 
 
-def read_into(int dirfd, path, off_t offset, buffer, *, off_t size=-1):
-    """Fill memory with part of a file.
-
-    Parameters
-    ----------
-    dirfd : int
-        The snapshot.
-    path : str or bytes
-        A regular file in it, reached without any symbolic link.
-    offset : int
-        Where the part begins.
-    buffer : writable buffer
-        C-contiguous; filled to the end.
-    size : int
-        How many bytes the whole file must have; negative if that does not matter.
-
-    Raises
-    ------
-    SizeChanged
-        The file has another size, or ends too early.
-    """
-    cdef Py_buffer view
-    cdef fc_error err
-    cdef off_t found = 0
-    cdef int rc
-    cdef bytes encoded = _encode(path)
-    cdef const char *name = PyBytes_AS_STRING(encoded)
-    if offset < 0:
-        raise ValueError(f"offset {offset} is negative")
-    _take_buffer(buffer, &view, PyBUF_WRITABLE)
-    cdef Py_ssize_t length = view.len
-    with nogil:
-        rc = fc_read_part(dirfd, name, offset, view.buf, <size_t>length, size, &found, &err)
-    PyBuffer_Release(&view)
-    if rc < 0:
-        _fail_reading(&err, path, 0, size if size >= 0 else <object>offset + length, found)
+include "_reading.pxi"

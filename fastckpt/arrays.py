@@ -38,16 +38,21 @@ class NumpyCodec:
         return Blob(dtype, obj.shape, Memory("cpu", address, strides, "" if obj.dtype.isnative else "swap"))
 
     def pieces(self, obj: np.ndarray[Any, Any]) -> Iterator[Any]:
-        native = obj.dtype.newbyteorder("<")
-        if obj.flags.c_contiguous and obj.dtype == native:
-            yield _bytes_of(obj)
+        whole = self.whole(obj)
+        if whole is not None:
+            yield whole
             return
+        native = obj.dtype.newbyteorder("<")
         room = np.empty(min(obj.size, PIECE // obj.itemsize), native)
         for index in row_pieces(obj.shape, obj.itemsize):
             part = obj[index]
             piece = room[: part.size].reshape(part.shape)
             np.copyto(piece, part)
             yield _bytes_of(piece)
+
+    def whole(self, obj: np.ndarray[Any, Any]) -> Any:
+        in_order = obj.flags.c_contiguous and obj.dtype == obj.dtype.newbyteorder("<")
+        return _bytes_of(obj) if in_order else None
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
         own = self.dtype(dtype, where)

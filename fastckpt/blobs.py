@@ -65,6 +65,9 @@ class Codec(Protocol):
         """Give the elements in C order as contiguous buffers: the tensor's own memory where it is in order, else
         always the same room, so that a buffer is good until the next one is asked for."""
 
+    def whole(self, obj: Any) -> Any:
+        """Give the tensor's own memory as one buffer, if that is its elements in C order and the host's; else None."""
+
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
         """Make a tensor over a writable buffer, without a copy."""
 

@@ -1,4 +1,4 @@
-"""The command line: ls, show, verify, diff and bench.
+"""The command line: ls, show, verify and diff; doctor and bench are in files of their own.
 
 On a terminal it prints for people; into a pipe or a file it prints one record a line with tabs between the fields, no
 headings, no colours, nothing shortened to a width; with --json one JSON document.
@@ -6,7 +6,6 @@ headings, no colours, nothing shortened to a width; with --json one JSON documen
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -21,13 +20,14 @@ import click
 import fastckpt
 from fastckpt import documents
 from fastckpt.bench.command import bench
+from fastckpt.cli_doctor import doctor
 from fastckpt.contents import Entry, reading
 from fastckpt.diffing import diff
 from fastckpt.dtypes import BY_NAME
 from fastckpt.errors import CheckpointError
 from fastckpt.nodetext import human, node_text, plural, printable, safe
 from fastckpt.outline import outline, outline_of_names
-from fastckpt.rendering import Column, print_difference, print_table, print_tree, watched
+from fastckpt.rendering import Column, print_difference, print_json, print_table, print_tree, watched
 from fastckpt.verifying import Report
 
 __all__ = ["commands", "main"]
@@ -80,12 +80,15 @@ def main() -> None:
 @click.group(cls=_Commands, epilog=_EXIT, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fastckpt.__version__, message="fastckpt %(version)s")
 def commands() -> None:
-    """Look into snapshots, check them, and compare them.
+    """Look into snapshots, check them, compare them; and ask a folder what it is good for.
 
     On a terminal the output is for people. Into a pipe or a file go plain lines with tabs between the fields: no
     headings, no colours, numbers in full. A name with characters that a terminal may act on is shown as Python's repr.
     """
 
+
+commands.add_command(doctor)
+commands.add_command(bench)
 
 _folder = click.argument("path", metavar="DIR", type=click.Path())
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -126,7 +129,7 @@ def list_tensors(
     entries.sort(key=_ORDERS[sort])
     entries = entries[::-1] if reverse else entries
     if as_json:
-        _print_json({"path": path, **documents.listing(entries)})
+        print_json({"path": path, **documents.listing(entries)})
     else:
         print_table(_LISTING, [_row(entry) for entry in entries], _totals_text(entries))
 
@@ -148,7 +151,7 @@ def show(path: str, full: bool, as_json: bool) -> None:
     marker, entries, top = reading(path, lambda c: (c.marker, list(c.entries.values()), outline(c)))
     if as_json:
         found = {"path": path, "nested": marker.nested, "object": marker.record}
-        _print_json({**found, **documents.listing(entries)})
+        print_json({**found, **documents.listing(entries)})
         return
     kind = node_text(top) if marker.nested else top.value
     title = f"{safe(path)}: {kind}, {_totals_text(entries)}"
@@ -179,7 +182,7 @@ def verify(ctx: click.Context, paths: tuple[str, ...], as_json: bool) -> None:
             tensors, read = plural(report.tensors, "tensor"), plural(report.nbytes, "byte")
             click.echo(f"{safe(path)}: OK ({tensors}, {report.digests:,} with a digest, {read} read)")
     if as_json:
-        _print_json({"snapshots": [*map(documents.report, reports)]})
+        print_json({"snapshots": [*map(documents.report, reports)]})
     ctx.exit(status)
 
 
@@ -214,13 +217,10 @@ def compare(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     with watched("comparing") as watch:
         found = diff(a, b, progress=watch)
     if as_json:
-        _print_json({"a": a, "b": b, **documents.difference(found)})
+        print_json({"a": a, "b": b, **documents.difference(found)})
     else:
         print_difference(found)
     ctx.exit(1 if found else 0)
-
-
-commands.add_command(bench)
 
 
 def _verify(path: str) -> tuple[Report, bool]:
@@ -243,10 +243,6 @@ def _totals_text(entries: Sequence[Entry]) -> str:
     rounded = f" ({human(found['bytes'])})" if found["bytes"] >= 1024 else ""
     words = (plural(found[f"{noun}s"], noun) for noun in ("tensor", "element", "byte"))
     return ", ".join(words) + rounded
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None, allow_nan=False))
 
 
 def _complain(text: str) -> None:

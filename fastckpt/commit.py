@@ -37,7 +37,7 @@ _TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
 
 
 @contextmanager
-def staging(path: str, *, overwrite: bool = True) -> Iterator[Stage]:
+def staging(path: str, *, overwrite: bool = True, durable: bool = True) -> Iterator[Stage]:
     """Give a stage to fill and seal; leaving commits it as `path`, an exception discards it without a trace.
 
     Raises
@@ -50,7 +50,7 @@ def staging(path: str, *, overwrite: bool = True) -> Iterator[Stage]:
         The snapshot is visible as `path`, but the system failed to confirm that it is durable.
     """
     target = Target(path)
-    stage = Stage(target.path, f".{target.label}.saving-")
+    stage = Stage(target.path, f".{target.label}.saving-", durable)
     try:
         with named(target.path):
             target.check(overwrite)
@@ -132,7 +132,7 @@ def _place(target: Target, stage: Stage) -> None:
         if problem.errno not in _NO_RENAMEAT2:
             raise
         _rename(target, stage.name, target.name)
-    _confirm(target)
+    _confirm(target, stage)
 
 
 def _replace(target: Target, stage: Stage, overwrite: bool) -> None:
@@ -142,8 +142,8 @@ def _replace(target: Target, stage: Stage, overwrite: bool) -> None:
     try:
         target.check(overwrite)
         old = _exchange(target, stage)
-        _confirm(target)
-        retire(old, target.parent.fd)
+        _confirm(target, stage)
+        retire(old, target.parent.fd, durable=stage.durable)
     finally:
         now.close()
 
@@ -189,7 +189,9 @@ def _rename(target: Target, old: str, new: str) -> None:
     os.rename(old, new, src_dir_fd=target.parent.fd, dst_dir_fd=target.parent.fd)
 
 
-def _confirm(target: Target) -> None:
+def _confirm(target: Target, stage: Stage) -> None:
+    if not stage.durable:
+        return
     try:
         sync_folder(target.parent.fd)
     except OSError as problem:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastckpt.contents import Entry
 from fastckpt.diffing import Difference, TensorDifference, ValueDifference
+from fastckpt.doctor import Examination, therefore
+from fastckpt.filesystems import FileSystem
 from fastckpt.nodetext import node_text
+from fastckpt.probing import Refused
 from fastckpt.verifying import Report
 
-__all__ = ["difference", "listing", "report", "totals"]
+__all__ = ["SECTIONS", "difference", "examination", "facts", "listing", "report", "totals"]
+
+SECTIONS = ("machine", "folder", "speed", "software")
 
 _NOT_COMPARED = dict.fromkeys(("differing", "max_abs", "max_rel", "nan_appeared", "nan_vanished", "nan_rewritten"))
 
@@ -51,6 +56,28 @@ def difference(found: Difference) -> dict[str, Any]:
         "tensors": [_tensor_difference(tensor) for tensor in found.tensors],
         "values": [_value_difference(value) for value in found.values],
     }
+
+
+def examination(found: Examination) -> dict[str, Any]:
+    """What `doctor` found; a fact that is not known is null, and `reasons` tells why."""
+    known: dict[str, Any] = {section: getattr(found, section) and {} for section in SECTIONS}
+    reasons: dict[str, str] = {}
+    for section, name, value in facts(found):
+        known[section][name] = None if isinstance(value, Refused) else value
+        if isinstance(value, Refused):
+            reasons[f"{section}.{name}"] = value.reason
+    return {**known, "reasons": reasons, "therefore": therefore(found)}
+
+
+def facts(found: Examination) -> Iterator[tuple[str, str, Any]]:
+    """Section, name and value of every fact; three for the file system."""
+    for section in SECTIONS:
+        part = getattr(found, section)
+        for name, value in vars(part).items() if part else ():
+            yield section, name, value.name if isinstance(value, FileSystem) else value
+            if isinstance(value, FileSystem):
+                yield section, "remote", value.remote
+                yield section, "in_memory", value.in_memory
 
 
 def _tensor(entry: Entry) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 
@@ -38,8 +38,7 @@ LINE_LIMIT = 256 << 20  # bytes of one line: it is read as a whole
 PREFIX = b'{"format":"fastckpt",'
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
+class IndexEntry(NamedTuple):
     """One tensor in the index; `copy_at` is None where its blob is not copied."""
 
     folder: str
@@ -73,8 +72,8 @@ class Marker:
     table_at: int = 0
 
 
-def format_marker(entries: Sequence[IndexEntry], *record: Any) -> tuple[bytes, int]:
-    """Give the text before the copies, padded, and the length of all copies.
+def format_marker(entries: Sequence[IndexEntry], *record: Any) -> bytes:
+    """Give the text before the copies, padded.
 
     Parameters
     ----------
@@ -103,7 +102,7 @@ def format_marker(entries: Sequence[IndexEntry], *record: Any) -> tuple[bytes, i
             f"the object's names and plain values take {len(text) >> 20} MiB as JSON, more than {LINE_LIMIT >> 20}; "
             "keep long histories and bytes as tensors"
         )
-    return text + bytes(copies_at - len(text)), copies
+    return text + bytes(copies_at - len(text))
 
 
 def parse_marker(line: bytes, size: int, where: str) -> Marker:

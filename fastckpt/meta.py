@@ -16,7 +16,7 @@ from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 from fastckpt.layout import OUT
 from fastckpt.metatext import INT64_MAX, format_note, parse_note, wrong
 
-__all__ = ["LIMIT", "Meta", "format_meta", "parse", "parse_text", "with_file_size"]
+__all__ = ["LIMIT", "Meta", "checked", "format_meta", "meta_text", "parse", "parse_text", "with_file_size"]
 
 LIMIT = 65536  # bytes of one meta: 64 dims take 2 KiB, the rest is room for names
 
@@ -87,12 +87,12 @@ def parse(data: bytes, where: str) -> Meta:
     found = _core.parse_meta(data)
     if found is None:
         return parse_text(data, where)
-    dims, number, place, count, note_at = found
+    dims, number, place, count, digest, note_at = found
     if note_at >= 0:
         return _noted(dims, BY_NUMBER[number], data[note_at:].decode("ascii"), where)
     if place < 0:
         return Meta(dims, BY_NUMBER[number])
-    return Meta(dims, BY_NUMBER[number], place, count)
+    return Meta(dims, BY_NUMBER[number], place, count, None, digest)
 
 
 def parse_text(data: bytes, where: str) -> Meta:
@@ -121,11 +121,22 @@ def format_meta(meta: Meta) -> bytes:
     UnsupportedError
         No ``meta`` can say it: too long a name, over 64 dims, a name that JSON cannot hold.
     """
-    dims, enum = _stored(meta)
-    dim_lines = "".join(f"  dim: {dim}\n" for dim in dims)
-    data = f"shape {{\n{dim_lines}}}\ndata_type: {enum}\n{format_note(_fields(meta))}".encode("ascii")
+    data = meta_text(meta)
     _check_readable(data, meta)
     return data
+
+
+def meta_text(meta: Meta) -> bytes:
+    """Give the same as `format_meta` for what `checked` has let pass."""
+    dims, enum = _stored(meta)
+    dim_lines = "".join([f"  dim: {dim}\n" for dim in dims])
+    return f"shape {{\n{dim_lines}}}\ndata_type: {enum}\n{format_note(_fields(meta))}".encode("ascii")
+
+
+def checked(meta: Meta) -> Meta:
+    """Give back a ``Meta`` without a digest that can be written, also with a digest; errors as for `format_meta`."""
+    format_meta(meta._replace(digest="crc32:00000000"))
+    return meta
 
 
 def with_file_size(meta: Meta, nbytes: int, where: str) -> Meta:

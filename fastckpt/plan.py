@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ class WriteItem:
     ----------
     folder : str
         Name of the folder.
-    meta : bytes
-        Content of its `meta`.
+    meta : Meta
+        What its `meta` will say, but for the digest.
     blob : Blob
         dtype, shape and memory.
     value, codec
@@ -44,7 +44,7 @@ class WriteItem:
     """
 
     folder: str
-    meta: bytes
+    meta: Meta
     blob: Blob
     value: Any
     codec: Codec
@@ -54,15 +54,28 @@ class WriteItem:
         """Give the bytes of `out`, in contiguous buffers."""
         return self.codec.pieces(self.value)
 
+    def text(self, digest: str | None) -> bytes:
+        """Give the content of `meta`, with the digest of `out`."""
+        return meta_file.meta_text(self.meta._replace(digest=digest))
+
 
 @dataclass(frozen=True, slots=True)
 class WritePlan:
-    """All folders in order of place, and the text of the marker."""
+    """All folders in order of place, and what the marker says.
+
+    Attributes
+    ----------
+    items : tuple of WriteItem
+        The tensors.
+    record : tuple of JSON
+        The nested object; empty for a flat one.
+    index : bool
+        The marker gets copies of metas and small blobs.
+    """
 
     items: tuple[WriteItem, ...]
-    marker: bytes
-    copies: int
-    """Bytes of small blobs that follow the marker's text."""
+    record: tuple[Any, ...]
+    index: bool
 
     @classmethod
     def of(cls, leaves: Sequence[Leaf], record: Any, *, flat: bool, index: bool) -> WritePlan:
@@ -88,7 +101,7 @@ class WritePlan:
         items = tuple(
             WriteItem(
                 folder,
-                meta_file.format_meta(_meta_of(leaves, blobs, folders, twins, at, container)),
+                meta_file.checked(_meta_of(leaves, blobs, folders, twins, at, container)),
                 blobs[at],
                 leaves[at].value,
                 codecs[at],
@@ -96,13 +109,19 @@ class WritePlan:
             )
             for at, folder in enumerate(folders)
         )
-        if flat and not index:
-            return cls(items, b"", 0)
-        return cls(items, *format_marker(_index_of(items), *(() if flat else (record,))))
+        plan = cls(items, () if flat else (record,), index or not flat)
+        plan.marker({})  # what cannot be said is refused now
+        return plan
+
+    def marker(self, digests: Mapping[str, str | None]) -> bytes:
+        """Give the text of the marker, for the digests by folder."""
+        if not self.index:
+            return b""
+        return format_marker(_index_of(self.items, digests), *self.record)
 
     def small_blobs(self) -> Iterator[Any]:
         """Give the copies that follow the marker's text, each padded to ALIGN."""
-        for item in self.items if self.copies else ():
+        for item in self.items if self.index else ():
             if _is_copied(item):
                 yield from item.pieces()
                 yield bytes(-item.blob.nbytes % ALIGN)
@@ -209,10 +228,11 @@ def _is_copied(item: WriteItem) -> bool:
     return item.twin is None and 0 < item.blob.nbytes <= SMALL
 
 
-def _index_of(items: Sequence[WriteItem]) -> list[IndexEntry]:
+def _index_of(items: Sequence[WriteItem], digests: Mapping[str, str | None]) -> list[IndexEntry]:
     entries, at = [], 0
     for item in items:
         copied = _is_copied(item)
-        entries.append(IndexEntry(item.folder, item.meta, item.blob.nbytes, at if copied else None))
+        text = item.text(digests.get(item.folder))
+        entries.append(IndexEntry(item.folder, text, item.blob.nbytes, at if copied else None))
         at += -(-item.blob.nbytes // ALIGN) * ALIGN if copied else 0
     return entries

@@ -6,6 +6,7 @@ read as rich's markup.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from fastckpt.meta import Meta
 from fastckpt.nodetext import folded, label, node_text, plural, safe, tensor_text
 from fastckpt.outline import Node, Tensor
 
-__all__ = ["Column", "print_difference", "print_table", "print_tree", "watched"]
+__all__ = ["Column", "print_difference", "print_json", "print_table", "print_tree", "watched"]
 
 _PATIENCE = 0.5  # seconds that work may take without a progress bar
 
@@ -42,6 +43,11 @@ class Column(NamedTuple):
     title: str
     style: str = ""
     right: bool = False
+
+
+def print_json(document: Any) -> None:
+    """Print a document: on one line, but for people in several."""
+    click.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None, allow_nan=False))
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Any]], summary: str) -> None:

@@ -7,17 +7,14 @@ import itertools
 import os
 from typing import Any
 
-from fastckpt import parallel, tree
+from fastckpt import tree
 from fastckpt.codec import KINDS
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
-from fastckpt.plan import WriteItem, WritePlan
-from fastckpt.staging import Stage
+from fastckpt.plan import WritePlan
+from fastckpt.writing import Progress, way_for, write_items
 
-__all__ = ["save"]
-
-_SYNC_EACH = 1024  # tensors; above, one sync of the whole file system beats three a tensor
-_WRITERS = 8  # threads: most of their time is waiting for the device
+__all__ = ["plan_of", "save", "write_plan"]
 
 
 def save(
@@ -29,6 +26,8 @@ def save(
     threads: int | None = None,
     index: bool = False,
     overwrite: bool = True,
+    durable: bool = True,
+    digest: bool = True,
     **foreign: Any,
 ) -> None:
     """Save a model or a whole training state as the folder `path`, durably and all or nothing.
@@ -46,11 +45,18 @@ def save(
     save_as_external_data : bool, optional
         OneFlow's argument; either way every tensor gets its own folder.
     threads : int, optional
-        Threads that write; 8 by default, since they mostly wait for the device.
+        Threads that write. By default 8, since they mostly wait for the device; as many as there are processors when
+        nobody waits for it.
     index : bool
         Put copies of the metas and of small tensors into ``snapshot_done``. A nested object always gets them.
     overwrite : bool
         False: refuse when `path` exists.
+    durable : bool
+        Return when the snapshot survives a power cut. False: when it is in the system's memory; it is still all or
+        nothing for whoever looks, but a power cut within the next half a minute may leave a snapshot that is damaged
+        or gone, the old one too.
+    digest : bool
+        Store a CRC-32 of each tensor, which ``verify`` and ``load(verify=True)`` check.
 
     Raises
     ------
@@ -68,30 +74,32 @@ def save(
     The layout is OneFlow's (``oneflow.save`` up to 0.5); the order of the commit stands in ``fastckpt.commit``.
     """
     _check_arguments(path, global_dst_rank, foreign)
-    plan = _plan(KINDS.state_of(obj), index)
-    sync_each = len(plan.items) <= _SYNC_EACH
-    with staging(os.fspath(path), overwrite=overwrite) as stage:
-        _write(plan, stage, threads or _WRITERS, sync_each)
-        stage.seal(itertools.chain([plan.marker], plan.small_blobs()), sync_all=not sync_each)
+    plan = plan_of(obj, index)
+    write_plan(plan, path, threads=threads, overwrite=overwrite, durable=durable, digest=digest)
 
 
-def _plan(obj: Any, index: bool) -> WritePlan:
+def plan_of(obj: Any, index: bool) -> WritePlan:
+    """Decide what a save of `obj` writes; raises what `save` raises for it."""
+    obj = KINDS.state_of(obj)
     leaves, record = tree.flatten(obj, KINDS)
     return WritePlan.of(leaves, record, flat=tree.is_flat(obj, KINDS), index=index)
 
 
-def _write(plan: WritePlan, stage: Stage, threads: int, sync: bool) -> None:
-    """Write every tensor, the largest first, so that no thread is left alone with one at the end; then the ties."""
-    own = [item for item in plan.items if item.twin is None]
-    own.sort(key=lambda item: item.blob.nbytes, reverse=True)
-    parallel.run(lambda item: _write_one(item, stage, sync), own, threads)
-    for item in plan.items:
-        if item.twin is not None and not stage.link_tensor(item.folder, item.meta, item.twin, sync=sync):
-            _write_one(item, stage, sync)
-
-
-def _write_one(item: WriteItem, stage: Stage, sync: bool) -> None:
-    stage.write_tensor(item.folder, item.meta, item.pieces(), item.blob.nbytes, sync=sync)
+def write_plan(
+    plan: WritePlan,
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None,
+    overwrite: bool,
+    durable: bool,
+    digest: bool,
+    progress: Progress | None = None,
+) -> None:
+    """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
+    with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
+        way = way_for(stage.fd, threads, durable=durable, digest=digest)
+        digests = write_items(plan.items, stage, way, progress)
+        stage.seal(itertools.chain([plan.marker(digests)], plan.small_blobs()), sync_all=durable and not way.sync)
 
 
 def _check_arguments(path: object, rank: int | None, foreign: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -34,6 +34,8 @@ class Stage:
         Where it will stand in the end; what errors name.
     prefix : str
         How its name begins until then.
+    durable : bool
+        Whether `seal` waits for the device.
 
     Attributes
     ----------
@@ -41,8 +43,9 @@ class Stage:
         Its name in the parent folder.
     """
 
-    def __init__(self, path: str, prefix: str) -> None:
+    def __init__(self, path: str, prefix: str, durable: bool = True) -> None:
         self.path = path
+        self.durable = durable
         self.name = prefix
         self._prefix = prefix
         self._lock: Handle | None = None
@@ -84,15 +87,37 @@ class Stage:
         """Tell whether it stands under that name now."""
         return self._lock is not None and self._lock.is_at(name, parent_fd)
 
-    def write_tensor(self, folder: str, meta: bytes, pieces: Iterable[Any], nbytes: int, *, sync: bool) -> None:
-        """Create one tensor's folder with `out` and `meta`; with `sync`, wait until all three are durable."""
+    def write_tensor(
+        self, folder: str, meta: bytes | Callable[[], bytes], pieces: Iterable[Any], nbytes: int, *, sync: bool
+    ) -> None:
+        """Create one tensor's folder with `out` and `meta`; with `sync`, wait until all three are durable.
+
+        `meta` may be a function, which is called when all pieces are written.
+        """
         with self._not_over():
             with named(os.path.join(self.path, folder)):
                 os.mkdir(folder, dir_fd=self.fd)
-            written = self._write(f"{folder}/{OUT}", pieces, sync, nbytes)
-            if written != nbytes:
-                raise UnsupportedError(f"{folder}: {nbytes} bytes when the save began, then {written}; save a copy")
+            self.check_written(folder, nbytes, self._write(f"{folder}/{OUT}", pieces, sync, nbytes))
+            self._finish_folder(folder, meta if isinstance(meta, bytes) else meta(), sync)
+
+    def create_blob(self, folder: str, nbytes: int, *, direct: bool, writeback: bool) -> _core.File:
+        """Create one tensor's folder, and in it the file `out`, for threads to fill."""
+        with self._not_over(), named(os.path.join(self.path, folder, OUT)):
+            os.mkdir(folder, dir_fd=self.fd)
+            return _core.File(self.fd, f"{folder}/{OUT}", nbytes, direct, writeback)
+
+    def finish_blob(self, folder: str, file: _core.File, meta: bytes, *, sync: bool) -> None:
+        """When all of the file is written: close it, and write its `meta`."""
+        with self._not_over():
+            with named(os.path.join(self.path, folder, OUT)):
+                file.finish(sync)
             self._finish_folder(folder, meta, sync)
+
+    @staticmethod
+    def check_written(folder: str, wanted: int, written: int) -> None:
+        """Refuse a tensor that another thread has resized meanwhile."""
+        if written != wanted:
+            raise UnsupportedError(f"{folder}: {wanted} bytes when the save began, then {written}; save a copy")
 
     @contextmanager
     def _not_over(self) -> Iterator[None]:
@@ -137,12 +162,13 @@ class Stage:
             return _core.write(self.fd, name, pieces, sync, nbytes)
 
     def seal(self, marker: Iterable[Any], *, sync_all: bool) -> None:
-        """Write the marker and make the whole folder durable. Afterwards nothing may be added."""
+        """Write the marker and make the whole folder durable, if it shall be. Afterwards nothing may be added."""
         with named(self.path):
             if sync_all:
                 _core.syncfs(self.fd)
-            self._write(DONE, marker, True)
-            sync_folder(self.fd)
+            self._write(DONE, marker, self.durable)
+            if self.durable:
+                sync_folder(self.fd)
 
     def close(self) -> None:
         """Release the lock; the folder stays, wherever it is by now."""
@@ -150,15 +176,16 @@ class Stage:
             self._lock.close()
 
 
-def retire(name: str, parent_fd: int) -> None:
-    """Delete what was a snapshot: durably its marker first, so that a half-deleted one never loads.
+def retire(name: str, parent_fd: int, *, durable: bool = True) -> None:
+    """Delete what was a snapshot: durably (if it shall be) its marker first, so that a half-deleted one never loads.
 
     What cannot be deleted stays for the next sweep.
     """
     with suppress(OSError):
         with opened(name, parent_fd) as fd, suppress(FileNotFoundError):
             os.unlink(DONE, dir_fd=fd)
-            sync_folder(fd)
+            if durable:
+                sync_folder(fd)
         remove_tree(name, parent_fd)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fastckpt import _core, tree
+from fastckpt import _core, digests, tree
 from fastckpt import meta as meta_file
 from fastckpt.contents import Contents, reading
 from fastckpt.entries import Entry
@@ -78,7 +77,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
         The folder cannot be looked at.
     """
     try:
-        return reading(path, lambda contents: _report(contents, progress or _no_progress))
+        return reading(path, lambda contents: _report(contents, progress or _no_progress), by_index=False)
     except _Unsound as unsound:
         return unsound.report
     except CheckpointError as problem:
@@ -94,7 +93,7 @@ class _Unsound(CheckpointError):
 
 
 def check_digest(digest: str | None, buffer: Any, where: str) -> None:
-    """Compare bytes with a digest ``crc32:<hex>`` from a meta; None is content with anything.
+    """Compare bytes with the digest from a meta; None is content with anything.
 
     Raises
     ------
@@ -102,36 +101,20 @@ def check_digest(digest: str | None, buffer: Any, where: str) -> None:
         The bytes are not those that were saved.
     """
     if digest is not None:
-        _compare(digest, (memoryview(buffer)[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)), where)
+        digests.check(digest, (memoryview(buffer)[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)), where)
 
 
 def check_blob(contents: Contents, entry: Entry) -> None:
     """Like `check_digest`, reading the blob piece by piece."""
     if entry.meta.digest is not None:
         where = f"{contents.path}/{entry.blob}/{OUT}"
-        _compare(entry.meta.digest, _pieces(contents, entry.blob, entry.meta.nbytes), where)
-
-
-def _compare(digest: str, pieces: Iterator[Any], where: str) -> None:
-    algorithm, _, wanted = digest.partition(":")
-    if algorithm != "crc32":
-        raise FormatError(
-            f"{where}: digest by {algorithm!r}, which this version cannot compute; install a newer fastckpt"
-        )
-    found = 0
-    for piece in pieces:
-        found = zlib.crc32(piece, found)
-    if f"{found:08x}" != wanted:
-        raise CorruptError(
-            f"{where}: its bytes have changed since they were saved (crc32 {found:08x}, wants {wanted}); "
-            "restore it from a copy, or load an earlier snapshot"
-        )
+        digests.check(entry.meta.digest, _pieces(contents, entry.blob, entry.meta.nbytes), where)
 
 
 def _report(contents: Contents, progress: Progress) -> Report:
     blobs = {entry.blob: entry.meta for entry in contents.entries.values()}
     total = sum(meta.nbytes for meta in blobs.values())
-    problems, done, digests = [*_object_problems(contents), *_index_problems(contents), *_tie_problems(contents)], 0, 0
+    problems, done, checked = [*_object_problems(contents), *_index_problems(contents), *_tie_problems(contents)], 0, 0
     for blob, meta in blobs.items():
         where = f"{contents.path}/{blob}/{OUT}"
         try:
@@ -140,13 +123,13 @@ def _report(contents: Contents, progress: Progress) -> Report:
                 for _ in pieces:
                     pass
             else:
-                digests += 1
-                _compare(meta.digest, pieces, where)
+                checked += 1
+                digests.check(meta.digest, pieces, where)
         except (CheckpointError, OSError) as problem:
             problems.append(str(problem))
         done += meta.nbytes
         progress(done, total)
-    report = Report(contents.path, len(contents.entries), total, digests, tuple(problems))
+    report = Report(contents.path, len(contents.entries), total, checked, tuple(problems))
     if problems:
         raise _Unsound(report)
     return report

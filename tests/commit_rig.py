@@ -30,7 +30,7 @@ import numpy as np
 import seccomp
 
 import fastckpt
-from fastckpt import _core, saving
+from fastckpt import _core, writing
 
 STRACE = shutil.which("strace")
 BEGIN, END = "/begin", "/end"  # asked for, so that a log shows where the save began and ended
@@ -171,9 +171,8 @@ def flock_for_files_only(real: Callable[[int, int], None]) -> Callable[[int, int
 def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool = False) -> None:
     """Let `fastckpt.save` work in that way from now on. `for_good`: the kernel may be asked to refuse."""
     if not way.startswith("threads"):
-        patch(saving, "_WRITERS", 1)
-    if way.endswith("syncfs"):
-        patch(saving, "_SYNC_EACH", 0)
+        patch(writing, "_WRITERS", 1)
+    patch(writing, "_can_sync_whole", lambda system: way.endswith("syncfs"))
     if way in ("renames", "lockfile"):
         really = for_good and seccomp.NUMBERS and seccomp.forbid("renameat2", errno.EINVAL)
         if not really:

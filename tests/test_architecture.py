@@ -18,7 +18,7 @@ PACKAGE = ROOT / "fastckpt"
 #: Top to bottom. A module may import what stands on a lower line, or further right on its own.
 LAYERS = (
     ("__main__",),
-    ("cli",),
+    ("cli", "cli_doctor", "software"),
     (
         *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
         *("bench.running", "bench.room", "bench.children", "bench.machine"),
@@ -28,40 +28,25 @@ LAYERS = (
     ("rendering", "documents", "nodetext"),
     ("torch", "torch.tensors"),
     ("__init__",),
-    ("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying", "contents"),
-    ("commit", "target", "staging", "handles", "plan", "parallel"),
-    ("comparing", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
+    (
+        *("saving", "filling", "diffing", "outline", "snapshot", "loading", "warming", "verifying", "fetching"),
+        *("doctor", "measuring", "trials", "probing", "contents"),
+    ),
+    ("writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "parallel"),
+    ("comparing", "digests", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
-    ("meta", "metatext", "layout", "dtypes", "errors"),
+    ("meta", "metatext", "layout", "dtypes", "filesystems", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
 BENCH_EDGES = {f"bench.{name}" for name in ("command", "plots", "table", "worker", "rivals", "states", "limits")}
-EDGES = {"__main__", "cli", "rendering", "torch", "torch.tensors", *BENCH_EDGES}
+EDGES = {"__main__", "cli", "cli_doctor", "software", "rendering", "torch", "torch.tensors", *BENCH_EDGES}
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
-PURE = {
-    "bench.bars",
-    "bench.catalogue",
-    "bench.figures",
-    "bench.report",
-    "bench.workloads",
-    "plan",
-    "marker",
-    "entries",
-    "blobs",
-    "slicing",
-    "layout",
-    "metatext",
-    "dtypes",
-    "errors",
-    *LAYERS[-3],
-}
-LOADS_BY_NAME = {
-    "codec",
-    "arrays",
-    "bench.machine",
-}  # reaches torch and ml_dtypes through importlib, when a program asks for them
+PURE = {"plan", "marker", "entries", "blobs", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
+PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "workloads")}
+LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
+DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind
 BENCH_WRITERS = {f"bench.{name}" for name in ("command", "plots", "room", "limits", "rivals", "children", "measuring")}
 OS_CHANGES = {
     *("rename", "renames", "replace", "unlink", "remove", "rmdir", "removedirs", "mkdir", "makedirs", "mkfifo"),
@@ -153,9 +138,18 @@ def test_decisions_have_no_door_to_the_disk(name: str) -> None:
     assert not found & {"os", "io", "_core", "commit", "staging"}
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - DISK_WRITERS - BENCH_WRITERS))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - DISK_WRITERS - DISK_TRIALS - BENCH_WRITERS))
 def test_only_commit_changes_the_disk(name: str) -> None:
     assert [ast.unparse(node) for node in ast.walk(parsed(name)) if changes_disk(node)] == []
+
+
+def test_no_save_or_load_reaches_what_only_tries() -> None:
+    reaching = set(DISK_TRIALS)
+    for name in reversed([name for name in ORDER if name in MODULES]):
+        if reaching & {*map(ours, imports_of(parsed(name)))}:
+            reaching.add(name)
+    assert {"doctor", "cli"} <= reaching
+    assert not reaching & {"__init__", "saving", "loading", "filling", "snapshot", "verifying", "commit", "torch"}
 
 
 @pytest.mark.parametrize(

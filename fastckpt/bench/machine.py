@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+import fastckpt
 from fastckpt.bench.catalogue import RIVALS, Rival
 from fastckpt.bench.workloads import MODEL
+from fastckpt.filesystems import filesystem_of
 
 __all__ = ["described", "has_model", "missing", "versions"]
 
@@ -27,7 +29,7 @@ def described(folder: Path) -> dict[str, Any]:
         "processors": len(os.sched_getaffinity(0)),
         "memory": int((_first("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) * 1024,
         "kernel": platform.release(),
-        "file_system": _file_system(folder),
+        "file_system": filesystem_of(folder).name,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -46,8 +48,8 @@ def has_model() -> str | None:
 
 def versions() -> dict[str, str]:
     """Give the versions of all that takes part and is there."""
-    found = {}
-    for package in sorted({"fastckpt", *(rival.package for rival in RIVALS.values())}):
+    found = {"fastckpt": fastckpt.__version__}
+    for package in sorted({rival.package for rival in RIVALS.values()}):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -58,14 +60,3 @@ def versions() -> dict[str, str]:
 def _first(path: str, name: str) -> str | None:
     lines = (line.partition(":") for line in Path(path).read_text().splitlines())
     return next((value.strip() for key, _, value in lines if key.strip() == name), None)
-
-
-def _file_system(folder: Path) -> str:
-    """Say the type of the file system that a folder is on."""
-    device = os.stat(folder).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == number:
-            return fields[fields.index("-") + 1]
-    return "unknown"

@@ -53,6 +53,10 @@ class TorchCodec:
             piece.copy_(part)
             yield _bytes_of(piece)
 
+    def whole(self, obj: torch.Tensor) -> Any:
+        tensor = _raw(obj)
+        return _bytes_of(tensor) if _in_order(tensor) else None
+
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):
             made: torch.Tensor = from_dlpack(buffer.dlpack(dtype.dlpack, dtype.itemsize * 8, shape))

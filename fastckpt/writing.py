@@ -1,0 +1,282 @@
+"""The blobs of a plan become files: large ones in parts, by several threads, past the page cache; small ones whole.
+
+A job is one part of a large tensor that lies in order in host memory, or one tensor of any other kind. Threads share
+the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it; the digest of a
+part is taken while its bytes are in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastckpt import _core, parallel
+from fastckpt.digests import combined, crc32, digest_text
+from fastckpt.filesystems import FileSystem, filesystem_of
+from fastckpt.plan import WriteItem
+from fastckpt.staging import Stage
+
+__all__ = ["PART", "Progress", "Way", "way_for", "write_items"]
+
+PART = 4 << 20  # bytes: a thread's share at a time, and the memory that it copies unaligned ones through
+_LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
+_WRITERS = 8  # threads: most of their time is waiting for the device
+_OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a save writes.
+
+    Attributes
+    ----------
+    threads : int
+        How many write.
+    direct : bool
+        Large blobs pass the page cache.
+    sync : bool
+        Every file and folder is made durable by the thread that wrote it; else somebody syncs all of them at the end.
+    writeback : bool
+        What goes through the page cache is sent to the device at once.
+    digest : bool
+        Digests are taken.
+    """
+
+    threads: int
+    direct: bool
+    sync: bool
+    writeback: bool
+    digest: bool
+
+
+def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way:
+    """Choose by what the file system is, and by how much others have yet to write to it.
+
+    Parameters
+    ----------
+    fd : int
+        Descriptor of the folder that will be filled.
+    threads : int or None
+        How many the caller wants.
+    durable, digest : bool
+        As for ``save``.
+    """
+    system = filesystem_of(fd)
+    direct = durable and not (system.remote or system.in_memory)
+    busy = len(os.sched_getaffinity(0))
+    return Way(
+        threads=threads or (_WRITERS if durable else min(_WRITERS, busy)),
+        direct=direct,
+        sync=durable and not _can_sync_whole(system),
+        writeback=durable,
+        digest=digest,
+    )
+
+
+def _can_sync_whole(system: FileSystem) -> bool:
+    """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
+    does nothing on some remote file systems, and waits for what all other programs have written there."""
+    release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    return release >= (5, 8) and not system.remote and _dirty() < _OTHERS
+
+
+def _dirty() -> int:
+    """Bytes in the page cache that some program has written and no device has yet."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return sum(int(line.split()[1]) << 10 for line in file if line.startswith(("Dirty:", "Writeback:")))
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def write_items(
+    items: Sequence[WriteItem], stage: Stage, way: Way, progress: Progress | None = None
+) -> dict[str, str | None]:
+    """Write every tensor, the largest first, so that no thread is left alone with one at the end; then the ties.
+
+    Parameters
+    ----------
+    items : sequence of WriteItem
+        All tensors of the plan.
+    stage : Stage
+        Where to.
+    way : Way
+        How.
+    progress : callable, optional
+        Told the bytes of each part when it is written, by whichever thread wrote it.
+
+    Returns
+    -------
+    dict of str to (str or None)
+        The digest of each, by folder.
+    """
+    save = _Save(stage, way, {})
+    own = sorted((item for item in items if item.twin is None), key=lambda item: item.blob.nbytes, reverse=True)
+    jobs = [job for item in own for job in _jobs_of(item, save)]
+
+    def work(job: _Job) -> None:
+        job()
+        if progress is not None:
+            progress(job.nbytes)
+
+    parallel.run(work, jobs, way.threads)
+    for item in items:
+        if item.twin is not None:
+            digest = save.digests[item.folder] = save.digests[item.twin]
+            if not stage.link_tensor(item.folder, item.text(digest), item.twin, sync=way.sync):
+                _Small(item, save)()
+    return save.digests
+
+
+class _Save(threading.local):
+    """What the jobs of one save share, and the room that each thread has for itself."""
+
+    def __init__(self, stage: Stage, way: Way, digests: dict[str, str | None]) -> None:
+        self.stage = stage
+        self.way = way
+        self.digests = digests
+        self._room: _core.Mapping | None = None
+
+    @property
+    def room(self) -> _core.Mapping:
+        """Aligned memory of this thread."""
+        if self._room is None:
+            (self._room,) = _core.allocate([PART])
+        return self._room
+
+
+class _Job(Protocol):
+    """What one thread does at a time."""
+
+    nbytes: int
+
+    def __call__(self) -> None: ...
+
+
+def _jobs_of(item: WriteItem, save: _Save) -> Iterator[_Job]:
+    whole = item.codec.whole(item.value) if item.blob.nbytes > _LARGE else None
+    if item.blob.nbytes <= _LARGE:
+        yield _Small(item, save)
+    elif whole is None:
+        yield _Gathered(item, save)
+    else:
+        large = _Large(item, save, memoryview(whole).cast("B"))
+        for at in range(0, item.blob.nbytes, PART):
+            yield _Part(large, at)
+
+
+class _Small:
+    """One small tensor, whole."""
+
+    def __init__(self, item: WriteItem, save: _Save) -> None:
+        self.item = item
+        self.save = save
+        self.nbytes = item.blob.nbytes
+        self._crc = 0
+
+    def __call__(self) -> None:
+        folder, sync = self.item.folder, self.save.way.sync
+        self.save.stage.write_tensor(folder, self._text, self._pieces(), self.nbytes, sync=sync)
+
+    def _pieces(self) -> Iterator[Any]:
+        for piece in self.item.pieces():
+            if self.save.way.digest:
+                self._crc = crc32(piece, self._crc)
+            yield piece
+
+    def _text(self) -> bytes:
+        digest = digest_text(self._crc) if self.save.way.digest else None
+        self.save.digests[self.item.folder] = digest
+        return self.item.text(digest)
+
+
+class _Gathered(_Small):
+    """One large tensor that its framework has to copy: a part at a time, into this thread's memory."""
+
+    def __call__(self) -> None:
+        folder, stage, way, at = self.item.folder, self.save.stage, self.save.way, 0
+        file = stage.create_blob(folder, self.nbytes, direct=way.direct, writeback=way.writeback)
+        for part in _packed(self._pieces(), self.save.room):
+            stage.check_written(folder, self.nbytes, max(self.nbytes, at + len(part)))
+            file.write(part, at)
+            at += len(part)
+        stage.check_written(folder, self.nbytes, at)
+        stage.finish_blob(folder, file, self._text(), sync=way.sync)
+
+
+def _packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
+    """Give pieces of any length as full rooms, and a last one that is not."""
+    view, filled = np.frombuffer(memoryview(room), np.uint8), 0
+    for piece in pieces:
+        source = np.frombuffer(piece, np.uint8)
+        while len(source):
+            count = min(len(view) - filled, len(source))
+            np.copyto(view[filled : filled + count], source[:count])
+            source, filled = source[count:], filled + count
+            if filled == len(view):
+                yield view
+                filled = 0
+    if filled:
+        yield view[:filled]
+
+
+class _Large:
+    """One large tensor that lies in order, while its parts are written."""
+
+    def __init__(self, item: WriteItem, save: _Save, memory: memoryview) -> None:
+        self.item = item
+        self.save = save
+        self.memory = memory
+        self._lock = threading.Lock()
+        self._file: _core.File | None = None
+        self._crcs: dict[int, tuple[int, int]] = {}
+
+    def opened(self) -> _core.File:
+        """Give the file, which the first to ask creates."""
+        with self._lock:
+            if self._file is None:
+                way = self.save.way
+                self._file = self.save.stage.create_blob(
+                    self.item.folder, self.item.blob.nbytes, direct=way.direct, writeback=way.writeback
+                )
+            return self._file
+
+    def done(self, at: int, crc: int, length: int) -> None:
+        """Note a part; whoever notes the last one finishes the file."""
+        with self._lock:
+            self._crcs[at] = crc, length
+            over = len(self._crcs) == -(-self.item.blob.nbytes // PART)
+        if over:
+            self._finish()
+
+    def _finish(self) -> None:
+        item, way = self.item, self.save.way
+        digest = digest_text(combined(self._crcs[at] for at in sorted(self._crcs))) if way.digest else None
+        self.save.digests[item.folder] = digest
+        assert self._file is not None, "its parts were written into it"
+        self.save.stage.finish_blob(item.folder, self._file, item.text(digest), sync=way.sync)
+
+
+class _Part:
+    """One part of a large tensor."""
+
+    def __init__(self, large: _Large, at: int) -> None:
+        self.large = large
+        self.at = at
+        self.nbytes = min(PART, large.item.blob.nbytes - at)
+
+    def __call__(self) -> None:
+        large = self.large
+        file = large.opened()
+        part = large.memory[self.at : self.at + self.nbytes]
+        crc = crc32(part) if large.save.way.digest else 0
+        file.write(part, self.at, large.save.room if file.direct else None)
+        large.done(self.at, crc, self.nbytes)
