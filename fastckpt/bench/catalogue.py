@@ -98,7 +98,7 @@ RIVALS = {
 
 
 #: Who takes part in a quick run, where nobody is named.
-QUICK = ("fastckpt", "fastckpt-index", "safetensors", "safe_open", "torch", "torch-mmap", "dcp")
+QUICK = ("fastckpt", "fastckpt-index", "safetensors", "safe_open", "torch", "dcp")
 
 
 def takes_part(rival: Rival, op: str, named: tuple[str, ...]) -> bool:

@@ -1,7 +1,8 @@
 """What the device and the memory allow, measured in the same rounds as everybody else.
 
-Direct writes and reads go around the page cache in several threads, at the depth that was best in the first round;
-memcpy is numpy's, in as many threads as there are processors, between touched memory of ordinary pages like a tensor's.
+Direct writes and reads go around the page cache in several threads, from and to huge pages, at the depth (threads, bytes
+of a piece) that is the best for as many bytes. memcpy is numpy's, in as many threads as there are processors, between
+touched memory of ordinary pages like a tensor's.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ __all__ = ["Limits"]
 
 _MIB = 1 << 20
 _MOST = 1024 * _MIB  # bytes; what is larger is compared by rate
-_DEPTHS = ((4, 16 * _MIB), (8, 4 * _MIB), (16, 4 * _MIB), (2, 16 * _MIB))  # threads, and bytes of a piece
+_DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
+_TRIES = 2  # with each depth, before the first round; the better one counts
 _OPENERS = 16  # threads that open small files
 _ALIGNMENT = 4096
+_HUGE = 2 * _MIB  # a huge page
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
@@ -33,7 +37,7 @@ class Limits:
     """The limits of a machine, each as an operation that can be asked for like those of a rival."""
 
     def __init__(self) -> None:
-        self._depths: dict[str, tuple[int, int]] = {}
+        self._depths: dict[tuple[str, int], tuple[int, int]] = {}  # by operation and size
         self._buffers: list[memoryview] = []
 
     def direct_write(self, path: Path, nbytes: int) -> dict[str, Any]:
@@ -91,10 +95,10 @@ class Limits:
         return {**found, "bytes": size, "depth": "pinned"}
 
     def _at_best_depth(self, op: str, size: int, work: Callable[[tuple[int, int]], dict[str, Any]]) -> dict[str, Any]:
-        if op not in self._depths:
-            tried = {depth: work(depth)["seconds"] for depth in _DEPTHS}
-            self._depths[op] = min(tried, key=lambda depth: tried[depth])
-        depth = self._depths[op]
+        if (op, size) not in self._depths:
+            tried = {depth: min(work(depth)["seconds"] for _ in range(_TRIES)) for depth in _DEPTHS}
+            self._depths[op, size] = min(tried, key=lambda depth: tried[depth])
+        depth = self._depths[op, size]
         return {**work(depth), "bytes": size, "depth": f"{depth[0]} threads of {depth[1] // _MIB} MiB"}
 
     def _write(self, path: Path, size: int, depth: tuple[int, int]) -> dict[str, Any]:
@@ -124,9 +128,10 @@ class Limits:
         return _moved(lambda: os.open(path, os.O_RDONLY | os.O_DIRECT), read, range(0, size, piece), threads)
 
     def _some_buffers(self, threads: int, piece: int) -> list[memoryview]:
-        """Give each thread a buffer: aligned, touched, in huge pages where there are any."""
-        if not self._buffers or len(self._buffers) < threads or len(self._buffers[0]) < piece:
-            self._buffers = [_buffer(piece) for _ in range(threads)]
+        """Give each thread a buffer; the same ones as long as they are large enough."""
+        if len(self._buffers) < threads or len(self._buffers[0]) < piece:
+            whole = _huge_pages(threads * piece)
+            self._buffers = [whole[at : at + piece] for at in range(0, threads * piece, piece)]
         return self._buffers
 
 
@@ -137,17 +142,20 @@ def _whole(nbytes: int) -> int:
 
 def _plain_memory(size: int) -> Any:
     """Give touched memory of ordinary pages, as torch's allocator does; numpy's own would ask for huge ones."""
-    memory = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    memory = np.frombuffer(mmap.mmap(-1, size, flags=_PRIVATE), np.uint8)
     memory[:] = 1
     return memory
 
 
-def _buffer(piece: int) -> memoryview:
-    mapped = mmap.mmap(-1, piece)
+def _huge_pages(size: int) -> memoryview:
+    """Give touched memory in huge pages where there are any: devices move data between them twice as fast."""
+    mapped = mmap.mmap(-1, size + _HUGE, flags=_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapped.madvise(mmap.MADV_HUGEPAGE)
-    np.frombuffer(mapped, np.uint8)[:] = 90
-    return memoryview(mapped)
+    memory = np.frombuffer(mapped, np.uint8)
+    first = -memory.ctypes.data % _HUGE
+    memory[:] = np.resize(np.random.default_rng(0).integers(0, 256, _HUGE, np.uint8), len(memory))
+    return memoryview(mapped)[first : first + size]
 
 
 def _moved(
