@@ -51,7 +51,10 @@ bool fc_set_direct(int fd, bool direct);
  */
 size_t fc_get_memory_align(int fd, size_t most);
 
-/* Whether a file of `size` bytes lies in the page cache, nearly whole. Where nobody can tell: true. */
+/*
+ * Whether a file of `size` bytes lies in the page cache, two thirds of it at least, judged by samples: with more missing, a
+ * map of it would be slower than to read all of it past the cache. Where nobody can tell: true.
+ */
 bool fc_is_resident(int fd, off_t size);
 
 /* Write all `length` bytes at `offset`. After an error an unknown part of them is in the file. */

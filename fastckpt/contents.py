@@ -29,7 +29,7 @@ Look = Literal["none", "all", "resident"]
 
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
 _READERS = 16  # threads: on a cold disk each waits for its own folder
-_WORTH_A_THREAD = 64  # folders
+_WORTH_A_THREAD = 40  # folders
 _ATTEMPTS = 100
 _DEPTH = 50  # slashes in a key of others
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
@@ -156,7 +156,7 @@ class Contents:
     def _scan(
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[bytes | int, int | _core.Mapping]]:
-        threads = min(_READERS, len(folders) // _WORTH_A_THREAD)
+        threads = min(_READERS, -(-len(folders) // _WORTH_A_THREAD))
         maps = look != "none" and len(folders) <= MAP_LIMIT
         return _core.scan(self.fd, folders, map=maps, resident=look == "resident", metas=metas, threads=threads)
 
