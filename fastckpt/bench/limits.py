@@ -1,8 +1,8 @@
 """What the device and the memory allow, measured in the same rounds as everybody else.
 
-Direct writes and reads go around the page cache in several threads, from and to huge pages, at the depth (threads, bytes
-of a piece) that is the best for as many bytes. memcpy is numpy's, in as many threads as there are processors, between
-touched memory of ordinary pages like a tensor's.
+Direct writes and reads go around the page cache in several threads, from and to huge pages, at the depth (threads,
+bytes of a piece) that is the best for as many bytes. memcpy is numpy's, in as many threads as there are processors,
+between touched memory of ordinary pages like a tensor's.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ _BARS = {
     ),
 }
 _COUNTS = (("load", "warm load to a dict"), ("save_durable", "durable save"))
+_LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _SIZES = (("save_durable", "durable save"), ("cold", "cold load, all read"), ("touch", "warm load, all touched"))
 _LIMIT_WORDS = {"direct_write": "device: direct write", "direct_read": "device: direct read", "memcpy": "memcpy"}
 
@@ -112,7 +113,7 @@ def _draw_panel(axis: Any, some: Sequence[Figure]) -> None:
     sides = sorted((figure for figure in some if figure.side != LIMIT), key=_speed)
     colours = [{"fastckpt": _OURS, "fastckpt-index": _INDEXED}.get(figure.side, _OTHERS) for figure in sides]
     bars = axis.barh([figure.title for figure in sides], [*map(_speed, sides)], color=colours, height=0.75)
-    axis.bar_label(bars, [f"{_speed(figure):.2f}" for figure in sides], padding=3, fontsize=8, backgroundcolor="white")
+    axis.bar_label(bars, [f"{_speed(figure):.2f}" for figure in sides], padding=4, fontsize=8, bbox=_LABEL)
     axis.tick_params(axis="y", length=0)
     for label, figure in zip(axis.get_yticklabels(), sides, strict=True):
         if figure.side.startswith("fastckpt"):
@@ -120,9 +121,9 @@ def _draw_panel(axis: Any, some: Sequence[Figure]) -> None:
     for limit in (figure for figure in some if figure.side == LIMIT):
         axis.axvline(_speed(limit), color=_LIMIT, linestyle="--", linewidth=1.5, zorder=0)
         words = limit.title.removeprefix("limit: ")
-        axis.text(
-            _speed(limit), len(sides) - 0.35, f"{words} {_speed(limit):.2f} ", color=_LIMIT, fontsize=8, ha="right"
-        )
+        words = f" {words} {_speed(limit):.2f} "
+        side = "right" if _speed(limit) > max(map(_speed, some)) / 2 else "left"
+        axis.text(_speed(limit), len(sides) - 0.35, words, color=_LIMIT, fontsize=8, ha=side)
     axis.set_ylim(-0.6, len(sides) + 0.2)
     axis.set_xlabel("GB/s (longer is faster)")
     axis.margins(x=0.12)
