@@ -16,7 +16,7 @@ demo: build .venv/demo
 test: build
 	$(BIN)/pytest $(ARGS)
 
-# The micro costs, then the whole picture, which takes an hour and 35 GB; ARGS="--quick" takes a minute.
+# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute.
 bench: build
 	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds
 	$(BIN)/fastckpt bench $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from fastckpt.bench.figures import OPS, figures, missing, prefixed
 from fastckpt.bench.report import markdown
 from fastckpt.bench.room import Room
 from fastckpt.bench.running import Options, run, turns
+from fastckpt.bench.table import print_document
 from fastckpt.bench.workloads import SIZES, find, names_of
 from fastckpt.cli import commands
 
@@ -57,6 +59,28 @@ def test_the_command_prints_lines_and_leaves_nothing(done: tuple[subprocess.Comp
     assert {"gpt2", "llama", "bar"} <= {line[0] for line in lines}
     assert {line[-1] for line in lines if line[0] == "bar"} <= {"pass", "short", "not measured"}
     assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_tables_and_only_what_was_in_the_run(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "120", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    print_document(document)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "GPT-2, tiny: load and touch, cold" in lines
+    assert "What was promised (of the full sizes; this is tiny)" in lines
+    assert re.search(r"^fastckpt +[0-9.]+ [mµ]?s +.* 1\.00 ", text, re.MULTILINE)
+    assert "not in this run" not in text
+    assert re.fullmatch(r"\d+ pass, \d+ short, \d+ not measured", [line for line in lines if line.strip()][-1])
 
 
 def test_the_document_has_all_fields(document: dict[str, Any]) -> None:
