@@ -23,7 +23,7 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
   mapping and syncing are not among them); **cached**: the part of the files in the page cache afterwards, near 0 %
   where it was passed by.
 - **limits** are measured in the same rounds, with at most 1 GiB, and compared by rate; the device's at the best of
-  five depths. For small files the limit is opening and reading each in 16 threads of Python, a little above bare C's."""
+  five depths. For small files it is opening and reading each, in 16 threads of Python: a little above bare C's."""
 
 
 def markdown(document: Mapping[str, Any], notes: str = "") -> str:
