@@ -7,6 +7,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "io.h"
+
 #ifndef SYS_cachestat
 #define SYS_cachestat 451
 #endif
@@ -50,8 +52,21 @@ bool fc_is_resident(int fd, off_t size)
             return is_resident_by_reading(fd, size);
         cached += count;
         if (size <= places * stretch)
-            return cached >= size / page * 2 / 3;
+            return cached * page >= size * 2 / 3;
         pages += stretch / page;
     }
     return cached >= pages * 2 / 3;
+}
+
+bool fc_is_resident_at(int dirfd, const char *path)
+{
+    struct fc_error err;
+    off_t size;
+    bool resident;
+    int fd = fc_open_file(dirfd, path, &size, &err);
+    if (fd < 0)
+        return true;
+    resident = size == 0 || fc_is_resident(fd, size);
+    fc_close_read(fd);
+    return resident;
 }

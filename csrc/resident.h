@@ -11,4 +11,7 @@
  */
 bool fc_is_resident(int fd, off_t size);
 
+/* The same for a file by its name, opened by fc_open_file's rules; true when it cannot be opened, or is empty. */
+bool fc_is_resident_at(int dirfd, const char *path);
+
 #endif

@@ -105,6 +105,10 @@ cdef extern from "map.h" nogil:
     int fc_advise(void *address, size_t offset, size_t length, int advice, fc_error *err)
 
 
+cdef extern from "resident.h" nogil:
+    bint fc_is_resident_at(int dirfd, const char *path)
+
+
 cdef extern from "canon.h" nogil:
     size_t FC_DIGEST_LENGTH
 

@@ -114,3 +114,17 @@ def share_file(int dirfd, path, off_t size):
         _fail_reading(&err, path, 0, size, found)
     mapping.address, mapping.size, mapping.block = address, <size_t>size, block
     return mapping
+
+
+def is_resident(int dirfd, path):
+    """Guess whether a file lies in the page cache, nearly whole; True for what cannot be opened, or where nobody knows.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    path : str or bytes
+        A file in it.
+    """
+    cdef bytes encoded = _encode(path)
+    return fc_is_resident_at(dirfd, PyBytes_AS_STRING(encoded))

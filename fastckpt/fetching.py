@@ -19,7 +19,7 @@ from fastckpt.errors import CorruptError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
 
-__all__ = ["MODES", "Mode", "fetch", "look_for", "map_blobs", "map_files", "read_at", "read_into"]
+__all__ = ["MODES", "Mode", "fetch", "forget_loads", "look_for", "map_blobs", "map_files", "read_at", "read_into"]
 
 Mode = Literal["auto", "mmap", "read", "direct"]
 MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
@@ -32,6 +32,9 @@ _BATCH = 1 << 30  # bytes that are read before an interrupt is noticed
 _DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
 _WAITERS = 16  # threads that wait for a server
 
+_REMEMBERED = 1000  # snapshots
+
+_seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see _seen_before
 _log = logging.getLogger("fastckpt")
 
 
@@ -62,7 +65,7 @@ def fetch(
         The tensors.
     mode : {"auto", "mmap", "read", "direct"}
         ``mmap``: map all. ``read``: read through the page cache. ``direct``: read past it. ``auto``: map what lies in
-        the page cache, and read what does not past it; over a network read all.
+        the page cache, and read what does not past it, but map it the second time; over a network read all.
     threads : int, optional
         That read.
     verify : bool
@@ -82,12 +85,33 @@ def fetch(
         if look != "none":
             contents.look_at(missing, look)
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
-    if mode == "mmap":
+    if mode == "mmap" or (mode == "auto" and missing and _seen_before(contents, missing)):
         map_blobs(contents, missing)
         missing = {}
     _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
     _read(contents, missing, mode, threads, digests)
     return [contents.blobs[entry.blob] for entry in entries]
+
+
+def _seen_before(contents: Contents, blobs: dict[str, int]) -> bool:
+    """Tell whether this process has read what is cold here once already: then it is worth the page cache's memory, and
+    is mapped this time. Not what takes more than half of the memory that there is, and not over a network."""
+    if filesystem_of(contents.fd).remote:
+        return False
+    status = os.fstat(contents.fd)
+    identity = status.st_dev, status.st_ino, status.st_mtime_ns
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    if identity in _seen and sum(blobs.values()) < free // 2:
+        return True
+    if len(_seen) >= _REMEMBERED:
+        _seen.clear()
+    _seen.add(identity)
+    return False
+
+
+def forget_loads() -> None:
+    """Let every load be the first one again. For measurements that evict files from the page cache."""
+    _seen.clear()
 
 
 def map_blobs(contents: Contents, blobs: dict[str, int]) -> None:

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,7 +101,7 @@ def _dirty() -> int:
 def write_items(
     items: Sequence[WriteItem], stage: Stage, way: Way, progress: Progress | None = None
 ) -> dict[str, str | None]:
-    """Write every tensor, the largest first, so that no thread is left alone with one at the end; then the ties.
+    """Write every tensor, the larger ones first, so that no thread is left alone with one at the end; then the ties.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ def write_items(
     """
     save = _Save(stage, way, {})
     own = sorted((item for item in items if item.twin is None), key=lambda item: item.blob.nbytes, reverse=True)
-    jobs = [job for item in own for job in _jobs_of(item, save)]
+    jobs = _mixed([job for item in own for job in _jobs_of(item, save)])
 
     def work(job: _Job) -> None:
         job()
@@ -171,6 +172,15 @@ def _jobs_of(item: WriteItem, save: _Save) -> Iterator[_Job]:
         large = _Large(item, save, memoryview(whole).cast("B"))
         for at in range(0, item.blob.nbytes, PART):
             yield _Part(large, at)
+
+
+def _mixed(jobs: list[_Job]) -> list[_Job]:
+    """Spread the small jobs, which make the system create files, among the large ones, which make the device write."""
+    small = [job for job in jobs if type(job) is _Small]
+    large = [job for job in jobs if type(job) is not _Small]
+    places = [(at + 0.5) / len(large) for at in range(len(large))], [at / len(small) for at in range(len(small))]
+    mixed = sorted(zip([*places[0], *places[1]], [*large, *small], strict=True), key=itemgetter(0))
+    return [job for _, job in mixed]
 
 
 class _Small:
