@@ -101,10 +101,21 @@ class Stage:
             self._finish_folder(folder, meta if isinstance(meta, bytes) else meta(), sync)
 
     def create_blob(self, folder: str, nbytes: int, *, direct: bool, writeback: bool) -> _core.File:
-        """Create one tensor's folder, and in it the file `out`, for threads to fill."""
+        """Create one tensor's folder, and in it the file `out`, for threads to fill; on an error neither is left."""
+        with self._not_over():
+            with named(os.path.join(self.path, folder)):
+                os.mkdir(folder, dir_fd=self.fd)
+            try:
+                with named(os.path.join(self.path, folder, OUT)):
+                    return _core.File(self.fd, f"{folder}/{OUT}", nbytes, direct, writeback)
+            except BaseException:
+                remove_tree(folder, self.fd)  # or the next thread would find a folder, and say that instead
+                raise
+
+    def write_part(self, folder: str, file: _core.File, part: Any, at: int, bounce: _core.Mapping | None) -> None:
+        """Write one part of the file that `create_blob` gave; `bounce` as for its `write`."""
         with self._not_over(), named(os.path.join(self.path, folder, OUT)):
-            os.mkdir(folder, dir_fd=self.fd)
-            return _core.File(self.fd, f"{folder}/{OUT}", nbytes, direct, writeback)
+            file.write(part, at, bounce)
 
     def finish_blob(self, folder: str, file: _core.File, meta: bytes, *, sync: bool) -> None:
         """When all of the file is written: close it, and write its `meta`."""
