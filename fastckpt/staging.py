@@ -51,6 +51,7 @@ class Stage:
         self._lock: Handle | None = None
         self._writing: set[int] = set()  # threads; whoever looks at `_over` is in it
         self._over = False
+        self._files: set[_core.File] = set()  # that are being filled
 
     def create(self, parent_fd: int) -> bool:
         """Make and lock it; False where folders cannot be locked."""
@@ -107,7 +108,9 @@ class Stage:
                 os.mkdir(folder, dir_fd=self.fd)
             try:
                 with named(os.path.join(self.path, folder, OUT)):
-                    return _core.File(self.fd, f"{folder}/{OUT}", nbytes, direct, writeback)
+                    file = _core.File(self.fd, f"{folder}/{OUT}", nbytes, direct, writeback)
+                self._files.add(file)
+                return file
             except BaseException:
                 remove_tree(folder, self.fd)  # or the next thread would find a folder, and say that instead
                 raise
@@ -122,6 +125,7 @@ class Stage:
         with self._not_over():
             with named(os.path.join(self.path, folder, OUT)):
                 file.finish(sync)
+            self._files.discard(file)
             self._finish_folder(folder, meta, sync)
 
     @staticmethod
@@ -142,10 +146,15 @@ class Stage:
             self._writing.discard(me)
 
     def end(self) -> None:
-        """Wait for other threads that write, and let none begin: a pool that was interrupted may have forgotten one."""
+        """Wait for other threads that write, and let none begin: a pool that was interrupted may have forgotten one.
+
+        Afterwards nothing is open in the folder.
+        """
         self._over = True
         while self._writing - {threading.get_ident()}:
             time.sleep(0.001)
+        while self._files:  # an error holds them; and NFS deletes no folder with an open file in it
+            self._files.pop().abandon()
 
     def link_tensor(self, folder: str, meta: bytes, twin: str, *, sync: bool) -> bool:
         """Create a folder whose `out` is a hard link to that of `twin`; False where that cannot be linked."""

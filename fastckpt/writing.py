@@ -207,9 +207,11 @@ class _Gathered(_Small):
         folder, stage, way, at = self.item.folder, self.save.stage, self.save.way, 0
         file = stage.create_blob(folder, self.nbytes, direct=way.direct, writeback=way.writeback)
         for part in _packed(self._pieces(), self.save.room):
-            stage.check_written(folder, self.nbytes, max(self.nbytes, at + len(part)))
+            end = at + len(part)
+            if end > self.nbytes or len(part) < len(self.save.room):  # a room that is not full is the last
+                stage.check_written(folder, self.nbytes, end)
             stage.write_part(folder, file, part, at, None)
-            at += len(part)
+            at = end
         stage.check_written(folder, self.nbytes, at)
         stage.finish_blob(folder, file, self._text(), sync=way.sync)
 

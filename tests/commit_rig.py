@@ -176,6 +176,7 @@ def every_step(before: Callable[[int, str], None], after: Callable[[int, str], N
             self.direct = self._file.direct
             self.write = counted("File.write", self._file.write)
             self.finish = counted("File.finish", self._file.finish)
+            self.abandon = self._file.abandon
 
     real_file = _core.File
     for owner, name, real in kept:

@@ -217,9 +217,11 @@ def test_what_is_closed_stays_closed(tmp_path: Path, fd: int, end: Callable[[_co
     file.write(b"abc", 0)
     end(file)
     other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)  # which gets its number
-    for call in (lambda: file.write(b"abc", 0), file.finish, lambda: file.finish(sync=False)):
+    with pytest.raises(ValueError, match="'out' is closed"):
+        file.write(b"abc", 0)
+    for sync in (True, False):
         with pytest.raises(ValueError, match="'out' is closed"):
-            call()
+            file.finish(sync)
     file.abandon()
     del file
     assert os.fstat(other).st_size == 0
