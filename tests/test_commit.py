@@ -26,6 +26,7 @@ import fastckpt
 from fastckpt import _core, commit, contents, writing
 from fastckpt.arrays import NumpyCodec
 from fastckpt.errors import FormatError, NotCommittedError, UnsupportedError
+from fastckpt.filesystems import filesystem_of
 from fastckpt.handles import Handle
 from fastckpt.staging import Stage
 
@@ -541,8 +542,8 @@ def test_an_interrupt_at_every_step(parent: Path, monkeypatch: pytest.MonkeyPatc
     rig.prepare(way, monkeypatch.setattr)
     objects = {False: OLD, True: NEW}
     if "direct" in way:
-        objects = dict(enumerate(rig.CASES["large"]))
-        fastckpt.save(objects[0], parent / "s")
+        objects = {False: rig.large(1), True: rig.large(2)}
+        fastckpt.save(objects[False], parent / "s")
     stopped_at: list[str] = []
     for stop_at in range(1, 200):
 
@@ -635,7 +636,7 @@ def test_errors_name_the_place_that_the_user_knows(
 
 
 def test_what_the_system_says_of_the_folder_comes_with_its_path(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "filesystem_of", refusing(errno.EIO)(writing.filesystem_of))
+    monkeypatch.setattr(writing, "filesystem_of", refusing(errno.EIO)(filesystem_of))
     with pytest.raises(OSError, match="error") as caught:
         fastckpt.save(NEW, parent / "s")
     assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(parent / "s"))

@@ -107,7 +107,7 @@ def test_every_byte_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """And a tie that cannot be linked is written again, whatever its size."""
     if patched == "link":
         monkeypatch.setattr(os, "link", refuse(OSError(errno.EPERM, "no links")))
-    saved, told = everything(), []
+    saved, told = everything(), list[int]()
     options: dict[str, Any] = {"overwrite": True, "durable": True, "digest": True}
     saving.write_plan(saving.plan_of(saved, False), tmp_path / "s", threads=4, progress=told.append, **options)
     own = {name: len(bytes_of(value)) for name, value in saved.items() if name != "tied"}
@@ -336,7 +336,7 @@ def test_what_is_resized_meanwhile_is_not_committed(
     """By another thread, when its size has been taken and its first byte has not been written."""
     make, resize = RESIZED[kind]
     saved = {"w": make(), "other": numbers(50_000)}
-    real = saving.way_for
+    real = writing.way_for
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         other = threading.Thread(target=resize, args=(saved["w"], length))
