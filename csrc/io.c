@@ -12,14 +12,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef SYS_openat2
 #define SYS_openat2 437
-#endif
-#ifndef SYS_cachestat
-#define SYS_cachestat 451
 #endif
 #ifndef SYS_renameat2
 #if defined(__x86_64__)
@@ -231,20 +227,6 @@ int fc_write_at(int fd, const void *data, size_t length, off_t offset, struct fc
     return 0;
 }
 
-/* Before Linux 6.5: whether a few bytes, here and there, can be had without waiting for the disk. */
-static bool is_resident_by_reading(int fd, off_t size)
-{
-    char byte;
-    struct iovec to = {&byte, 1};
-    const int places = 8;
-    for (off_t i = 0; i < places; i++) {
-        ssize_t count = preadv2(fd, &to, 1, size / places * i, RWF_NOWAIT);
-        if (count < 0)
-            return errno != EAGAIN; /* EOPNOTSUPP: who cannot say is taken for resident, and mapped */
-    }
-    return true;
-}
-
 ssize_t fc_read_some(int fd, void *data, size_t length, off_t offset, struct fc_error *err)
 {
     ssize_t count;
@@ -267,20 +249,6 @@ ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_er
         left -= (size_t)count;
     }
     return (ssize_t)(length - left);
-}
-
-bool fc_is_resident(int fd, off_t size)
-{
-    /* As <linux/mman.h> of Linux 6.5 has them. */
-    struct {
-        uint64_t off, len;
-    } range = {0, 0};
-    struct {
-        uint64_t cached, dirty, writeback, evicted, recently_evicted;
-    } found;
-    if (syscall(SYS_cachestat, fd, &range, &found, 0) < 0)
-        return errno == ENOSYS || errno == EPERM ? is_resident_by_reading(fd, size) : true;
-    return found.cached >= (uint64_t)size / (uint64_t)sysconf(_SC_PAGESIZE) * 9 / 10;
 }
 
 int fc_get_size(int fd, off_t *size, struct fc_error *err)

@@ -6,9 +6,6 @@
 #include "reader.h"
 
 #include <limits.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -17,6 +14,8 @@
 #include "direct.h"
 #include "io.h"
 #include "map.h"
+#include "pool.h"
+#include "resident.h"
 
 /* `path` becomes "folder/file"; false when it would be longer than the kernel takes. */
 static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
@@ -51,20 +50,41 @@ void fc_release_block(struct fc_block *block)
     free(block);
 }
 
+/* A block whose memory is a map, NULL without memory for it. */
+static struct fc_block *own_map(void *map, size_t size, struct fc_error *err)
+{
+    struct fc_block *block = calloc(1, sizeof *block);
+    if (block == NULL) {
+        fc_unmap(map, size);
+        fc_fail_with(err, "allocate", ENOMEM);
+        return NULL;
+    }
+    atomic_init(&block->users, 1);
+    block->map = map;
+    block->map_size = size;
+    return block;
+}
+
 int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err)
 {
-    struct fc_block *made = calloc(1, sizeof *made);
-    *block = made;
-    if (made == NULL)
-        return fc_fail_with(err, "allocate", ENOMEM);
-    atomic_init(&made->users, 1);
-    made->map_size = size;
-    if (fc_map_memory(size, &made->map, err) < 0) {
-        free(made);
+    if (fc_map_memory(size, address, err) < 0)
         return -1;
-    }
-    *address = made->map;
-    return 0;
+    *block = own_map(*address, size, err);
+    return *block == NULL ? -1 : 0;
+}
+
+int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
+                       struct fc_error *err)
+{
+    struct fc_map_job job = {.path = path, .size = size};
+    size_t failed;
+    int rc = fc_map_files(dirfd, &job, 1, 0, &failed, err);
+    *found = job.found;
+    if (rc < 0)
+        return -1;
+    *address = job.address;
+    *block = own_map(job.address, (size_t)size, err);
+    return *block == NULL ? -1 : 0;
 }
 
 struct fc_block *fc_share_block(struct fc_block *block)
@@ -212,108 +232,14 @@ static void scan_run(struct fc_run *run)
     fc_release_block(run->block);
 }
 
-/* What threads share. It outlives the call: a thread that begins too late to be of use looks at nothing else. */
-struct share {
-    pthread_mutex_t lock;
-    pthread_cond_t over;
-    struct fc_run *runs;
-    size_t count;
-    size_t next;    /* the first run that nobody has taken */
-    size_t left;    /* runs that are not over */
-    size_t users;   /* threads that will still look at this */
-    cpu_set_t cpus; /* where they may run */
-};
-
-/* Called and returns with the lock held. */
-static void work_off(struct share *share)
+static void scan_turn(void *runs, size_t i)
 {
-    while (share->next < share->count) {
-        struct fc_run *run = &share->runs[share->next++];
-        pthread_mutex_unlock(&share->lock);
-        scan_run(run);
-        pthread_mutex_lock(&share->lock);
-        if (--share->left == 0)
-            pthread_cond_signal(&share->over);
-    }
-}
-
-/* Called with the lock held, which is gone afterwards. */
-static void leave(struct share *share)
-{
-    bool last = --share->users == 0;
-    pthread_mutex_unlock(&share->lock);
-    if (!last)
-        return;
-    pthread_cond_destroy(&share->over);
-    pthread_mutex_destroy(&share->lock);
-    free(share);
-}
-
-static void *help(void *argument)
-{
-    struct share *share = argument;
-    (void)sched_setaffinity(0, sizeof share->cpus, &share->cpus);
-    pthread_mutex_lock(&share->lock);
-    work_off(share);
-    leave(share);
-    return NULL;
-}
-
-/*
- * Kernels like to begin a thread on its maker's processor, where it waits for a tick (4 ms) while others are idle; so a
- * helper begins anywhere else, and may then go where it likes. False when there is nowhere else.
- */
-static bool send_away(struct share *share, pthread_attr_t *attr)
-{
-#ifdef __GLIBC__
-    cpu_set_t others;
-    int here = sched_getcpu();
-    if (here < 0 || sched_getaffinity(0, sizeof share->cpus, &share->cpus) < 0)
-        return true;
-    others = share->cpus;
-    CPU_CLR(here, &others);
-    return CPU_COUNT(&others) > 0 && pthread_attr_setaffinity_np(attr, sizeof others, &others) == 0;
-#else
-    (void)attr;
-    return sched_getaffinity(0, sizeof share->cpus, &share->cpus) < 0 || CPU_COUNT(&share->cpus) > 1;
-#endif
-}
-
-/* Called with the lock held. How many threads there are to be had does not matter. */
-static void call_helpers(struct share *share, size_t count)
-{
-    pthread_t thread;
-    pthread_attr_t attr;
-    sigset_t all, before;
-    if (pthread_attr_init(&attr) != 0)
-        return;
-    sigfillset(&all); /* signals are for Python's own threads */
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    (void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    if (send_away(share, &attr))
-        for (; count > 0 && pthread_create(&thread, &attr, help, share) == 0; count--)
-            share->users++;
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
-    (void)pthread_attr_destroy(&attr);
+    scan_run((struct fc_run *)runs + i);
 }
 
 void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads)
 {
-    struct share *share = threads > 1 ? malloc(sizeof *share) : NULL;
-    if (share == NULL) {
-        for (size_t i = 0; i < count; i++)
-            scan_run(&runs[i]);
-        return;
-    }
-    *share = (struct share){.runs = runs, .count = count, .left = count, .users = 1};
-    (void)pthread_mutex_init(&share->lock, NULL);
-    (void)pthread_cond_init(&share->over, NULL);
-    pthread_mutex_lock(&share->lock);
-    call_helpers(share, threads - 1);
-    work_off(share);
-    while (share->left > 0)
-        pthread_cond_wait(&share->over, &share->lock);
-    leave(share);
+    fc_share_turns(count, threads, scan_turn, runs);
 }
 
 int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err)
@@ -344,4 +270,31 @@ int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_
 out:
     fc_close_read(fd);
     return rc;
+}
+
+struct parts {
+    int dirfd;
+    struct fc_part *parts;
+    atomic_bool failed;
+};
+
+static void read_turn(void *context, size_t i)
+{
+    struct parts *all = context;
+    struct fc_part *part = &all->parts[i];
+    part->err.code = 0;
+    if (atomic_load_explicit(&all->failed, memory_order_relaxed))
+        return;
+    if (fc_read_part(all->dirfd, part, &part->found, &part->err) < 0)
+        atomic_store_explicit(&all->failed, true, memory_order_relaxed);
+}
+
+int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, size_t *failed)
+{
+    struct parts all = {.dirfd = dirfd, .parts = parts};
+    fc_share_turns(count, threads, read_turn, &all);
+    for (*failed = 0; *failed < count; (*failed)++)
+        if (parts[*failed].err.code != 0)
+            return -1;
+    return 0;
 }

@@ -22,6 +22,10 @@ struct fc_block; /* memory that several files share */
 /* Make one of `size` > 0 bytes of fresh, zeroed, page-aligned memory, in huge pages where the system has them. */
 int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err);
 
+/* Make one that is a private map of a file, opened by fc_open_file's rules, that must have `size` > 0 bytes. */
+int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
+                       struct fc_error *err);
+
 /* Become one more user. */
 struct fc_block *fc_share_block(struct fc_block *block);
 
@@ -59,9 +63,7 @@ struct fc_run {
  * Look at the folders of `count` runs, which may be the same folders for different things. What one folder refuses is
  * noted there and stops nobody else.
  *
- * At most `threads` threads share the runs, of which the caller is one. It waits for the runs that others have taken,
- * but not for a thread that has not begun: on a busy machine that may take longer than all the work. Such a thread ends
- * by itself, having touched nothing of the caller's.
+ * At most `threads` threads share the runs (fc_share_turns).
  */
 void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads);
 
@@ -71,8 +73,10 @@ struct fc_part {
     off_t offset;
     void *data;
     size_t length;
-    size_t room; /* 0, or to read past the page cache, as for fc_read_past_cache */
-    off_t size;  /* what the whole file must have; any size when negative */
+    size_t room;         /* 0, or to read past the page cache, as for fc_read_past_cache */
+    off_t size;          /* what the whole file must have; any size when negative */
+    off_t found;         /* out, of fc_read_parts */
+    struct fc_error err; /* the same; its code is 0 for what was read, or not begun after another's error */
 };
 
 /*
@@ -80,5 +84,8 @@ struct fc_part {
  * it has.
  */
 int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err);
+
+/* Read many, in at most `threads` threads. On error `*failed` is the first that failed; others may not have been read. */
+int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, size_t *failed);
 
 #endif

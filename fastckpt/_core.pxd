@@ -74,6 +74,8 @@ cdef extern from "reader.h" nogil:
         size_t count
 
     int fc_make_block(size_t size, fc_block **block, void **address, fc_error *err)
+    int fc_make_file_block(int dirfd, const char *path, off_t size, fc_block **block, void **address, off_t *found,
+                           fc_error *err)
     fc_block *fc_share_block(fc_block *block)
     void fc_release_block(fc_block *block)
     void fc_scan_folders(fc_run *runs, size_t count, size_t threads)
@@ -85,8 +87,10 @@ cdef extern from "reader.h" nogil:
         size_t length
         size_t room
         off_t size
+        off_t found
+        fc_error err
 
-    int fc_read_part(int dirfd, const fc_part *part, off_t *found, fc_error *err)
+    int fc_read_parts(int dirfd, fc_part *parts, size_t count, size_t threads, size_t *failed)
 
 
 cdef extern from "map.h" nogil:

@@ -42,6 +42,7 @@ cdef extern from *:
     int _HUGEPAGE "MADV_HUGEPAGE"
     int _POPULATE_READ "MADV_POPULATE_READ"
     int _POPULATE_WRITE "MADV_POPULATE_WRITE"
+    int _WIPEONFORK "MADV_WIPEONFORK"
 
 cdef extern from "Python.h":
     int PyUnicode_FSConverter(object path, void *result) except 0
@@ -288,7 +289,7 @@ cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
 
 
 cdef object _take_meta(fc_folder *folder):
-    if folder.meta_size < 0:
+    if folder.meta_size < 0 or folder.meta_block == NULL:
         return folder.meta_size
     return PyBytes_FromStringAndSize(folder.meta, folder.meta_size)
 
@@ -300,16 +301,15 @@ cdef object _take_out(const fc_folder *folder, Mapping mapping):
 
 
 cdef size_t _plan_runs(
-    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, size_t width
+    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, bint metas, size_t width
 ) noexcept nogil:
     """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
     cdef size_t at = 0, filled = 0
-    cdef bint map = blobs != FC_METAS_AND_SIZES
     while at < count:
         runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
         runs[filled].count = min(width, count - at)
         runs[filled].what = blobs
-        if map:
+        if metas and blobs != FC_METAS_AND_SIZES:
             runs[filled + 1] = runs[filled]
             runs[filled + 1].what = FC_METAS
             filled += 1
@@ -318,7 +318,7 @@ cdef size_t _plan_runs(
     return filled
 
 
-def scan(int dirfd, folders, *, bint map=False, bint resident=False, size_t threads=1):
+def scan(int dirfd, folders, *, bint map=False, bint resident=False, bint metas=True, size_t threads=1):
     """Read the ``meta`` and ask for the size of the ``out`` of many folders.
 
     Parameters
@@ -331,6 +331,8 @@ def scan(int dirfd, folders, *, bint map=False, bint resident=False, size_t thre
         Also map every ``out`` whose ``meta`` could be read, or read it into shared memory if it is small.
     resident : bool
         Of those, only map what lies in the page cache already; of what does not, and is not small, give the size.
+    metas : bool
+        False, with `map`: leave the metas alone; theirs is then 0.
     threads : int
         How many share the folders, at most; the caller's is one of them.
 
@@ -354,8 +356,9 @@ def scan(int dirfd, folders, *, bint map=False, bint resident=False, size_t thre
         blobs = FC_RESIDENT_BLOBS if resident else FC_BLOBS
     for i in range(count):
         found[i].name = PyBytes_AS_STRING(names[i])
+        found[i].meta_size, found[i].meta_block = 0, NULL
     with nogil:
-        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, blobs, width), threads)
+        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, blobs, metas, width), threads)
     if map:
         for i in range(count):
             _own_out(mappings[i], found + i)
@@ -415,47 +418,4 @@ def map_files(int dirfd, paths, sizes, *, int advice=0):
     return mappings
 
 
-def read_into(int dirfd, path, off_t offset, buffer, *, off_t size=-1, size_t room=0):
-    """Fill memory with part of a file.
-
-    Parameters
-    ----------
-    dirfd : int
-        The snapshot.
-    path : str or bytes
-        A regular file in it, reached without any symbolic link.
-    offset : int
-        Where the part begins.
-    buffer : writable buffer
-        C-contiguous; filled to the end.
-    size : int
-        How many bytes the whole file must have; negative if that does not matter.
-    room : int
-        Not 0: read past the page cache where the file system lets us. `offset` and the address are then multiples of
-        ``DIRECT_ALIGN``, and behind the address there are so many bytes, which may be overwritten to the next such
-        multiple: more than the buffer has, if it is the beginning of larger memory.
-
-    Raises
-    ------
-    SizeChanged
-        The file has another size, or ends too early.
-    """
-    cdef Py_buffer view
-    cdef fc_error err
-    cdef fc_part part
-    cdef off_t found = 0
-    cdef int rc
-    cdef bytes encoded = _encode(path)
-    if offset < 0:
-        raise ValueError(f"offset {offset} is negative")
-    _take_buffer(buffer, &view, PyBUF_WRITABLE)
-    part.path, part.offset, part.size = PyBytes_AS_STRING(encoded), offset, size
-    part.data, part.length, part.room = view.buf, <size_t>view.len, room
-    if room > 0 and (room < part.length or <size_t>offset % FC_DIRECT_ALIGN or <size_t>part.data % FC_DIRECT_ALIGN):
-        PyBuffer_Release(&view)
-        raise ValueError(f"{part.length} bytes at {offset} are not aligned, or do not fit in {room}")
-    with nogil:
-        rc = fc_read_part(dirfd, &part, &found, &err)
-    PyBuffer_Release(&view)
-    if rc < 0:
-        _fail_reading(&err, path, 0, size if size >= 0 else <object>offset + part.length, found)
+include "_reading.pxi"

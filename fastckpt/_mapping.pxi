@@ -80,6 +80,21 @@ cdef class Mapping:
         cdef void *address = self.address if self.size > 0 else &_nothing
         PyBuffer_FillInfo(view, self, address, <Py_ssize_t>self.size, 0, flags)
 
+    def part(self, size_t offset, size_t size):
+        """Give some of the bytes as an object of their own, of memory from `allocate` or of a small file.
+
+        Parameters
+        ----------
+        offset, size : int
+            Which, in bytes.
+        """
+        cdef Mapping part
+        if self.block == NULL or offset > self.size or size > self.size - offset:
+            raise ValueError(f"{size} bytes at {offset} are no part of shared memory of {self.size} bytes")
+        part = Mapping.__new__(Mapping)
+        part.address, part.size, part.block = <char *>self.address + offset, size, fc_share_block(self.block)
+        return part
+
     def dlpack(self, int code, size_t bits, tuple shape not None):
         """Give the whole memory as a tensor in C order.
 

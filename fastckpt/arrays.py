@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,10 @@ class NumpyCodec:
     def whole(self, obj: np.ndarray[Any, Any]) -> Any:
         in_order = obj.flags.c_contiguous and obj.dtype == obj.dtype.newbyteorder("<")
         return _bytes_of(obj) if in_order else None
+
+    def collect(self, pairs: Sequence[tuple[Any, Any]], memory: Any) -> None:  # noqa: ARG002
+        for obj, room in pairs:
+            np.copyto(room.view(obj.dtype.newbyteorder("<")).reshape(obj.shape), obj)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
         own = self.dtype(dtype, where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,6 +68,9 @@ class Codec(Protocol):
 
     def whole(self, obj: Any) -> Any:
         """Give the tensor's own memory as one buffer, if that is its elements in C order and the host's; else None."""
+
+    def collect(self, pairs: Sequence[tuple[Any, Any]], memory: Any) -> None:
+        """Copy the elements of each tensor, in C order, into an array of bytes, 64-aligned: parts of `memory`."""
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
         """Make a tensor over a writable buffer, without a copy."""

@@ -8,39 +8,38 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
-from fastckpt.commit import previous_of
 from fastckpt.entries import Entry, check_count, entries_of
-from fastckpt.errors import CheckpointError, CorruptError, FormatError, NotCommittedError
-from fastckpt.layout import DONE, META, OUT, PICKLE
-from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
+from fastckpt.errors import CheckpointError, CorruptError, FormatError
+from fastckpt.indexed import read_index
+from fastckpt.layout import DONE, META, OUT
 from fastckpt.meta import Meta
+from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker, was_replaced
 
-__all__ = ["MAP_LIMIT", "Contents", "Entry", "map_files", "reading"]
+__all__ = ["MAP_LIMIT", "Contents", "Entry", "Look", "reading"]
 
 T = TypeVar("T")
+#: Which blobs to map in the same pass that looks at the metas: none, all, or those that lie in the page cache.
+Look = Literal["none", "all", "resident"]
 
-_PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
-_READERS = 8  # threads: on a cold disk each waits for its own folder
-_WORTH_A_THREAD = 64  # folders
+_READERS = 16  # threads: on a cold disk each waits for its own folder
+_WORTH_A_THREAD = 40  # folders
 _ATTEMPTS = 100
-_RENAMES = 3  # how often a reader may see neither name of a snapshot that is being replaced
 _DEPTH = 50  # slashes in a key of others
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
 _NO_ENTRY = -errno.ENOENT
 _NO_FOLDER = -errno.ENOTDIR
 
 
-def reading(path: str | os.PathLike[str], act: Callable[[Contents], T], *, map_all: bool = False) -> T:
+def reading(
+    path: str | os.PathLike[str], act: Callable[[Contents], T], *, look: Look = "none", by_index: bool = True
+) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
 
     Parameters
@@ -49,8 +48,10 @@ def reading(path: str | os.PathLike[str], act: Callable[[Contents], T], *, map_a
         Folder of the snapshot.
     act : callable
         Gets the contents; its result is returned.
-    map_all : bool
-        Every blob will be asked for: map them in the same pass that reads the metas.
+    look : {"none", "all", "resident"}
+        Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
+    by_index : bool
+        Believe the index, where there is one, instead of looking into every folder.
 
     Raises
     ------
@@ -63,12 +64,12 @@ def reading(path: str | os.PathLike[str], act: Callable[[Contents], T], *, map_a
     """
     where = os.fspath(path)
     for patience in range(_ATTEMPTS, -1, -1):
-        fd = _open_folder(where)
+        fd = open_folder(where)
         try:
-            contents = Contents(where, fd, map_all)
+            contents = Contents(where, fd, look, by_index)
             result = act(contents)
         except (CheckpointError, FileNotFoundError):
-            if not (patience and _was_replaced(where, fd)):
+            if not (patience and was_replaced(where, fd)):
                 raise
         else:
             for note in contents.notes:
@@ -92,20 +93,27 @@ class Contents:
         What ``snapshot_done`` says.
     entries : dict of str to Entry
         The tensors in their saved order; by name where others wrote them.
+    blobs : dict of str to Mapping
+        The bytes of some tensors, by folder: those that were read or mapped already.
+    looked : bool
+        Whether anybody has asked already which blobs can be mapped.
     notes : list of str
         What was passed over, for a warning.
     """
 
-    def __init__(self, path: str, fd: int, map_all: bool = False) -> None:
+    def __init__(self, path: str, fd: int, look: Look = "none", by_index: bool = False) -> None:
         self.path = path
         self.fd = fd
         self.notes: list[str] = []
-        self._maps: dict[str, _core.Mapping] = {}
-        self.marker = _read_marker(path, fd)
+        self.blobs: dict[str, _core.Mapping] = {}
+        self.looked = look != "none"
+        self.marker = read_marker(path, fd)
         names = os.listdir(fd)
-        mark = DONE if DONE in names else _GRAPH
+        mark = DONE if DONE in names else GRAPH
         folders = [name for name in names if name != mark]
-        metas = self._metas(folders, map_all and len(folders) <= MAP_LIMIT)
+        metas = self._indexed(folders, look) if by_index and self.marker.index else None
+        if metas is None:
+            metas = self._metas(folders, look)
         if self.notes and not metas:
             raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
         check_count(metas, self.marker.count, path)
@@ -113,15 +121,55 @@ class Contents:
         first = next(iter(self.entries.values()), None)
         if first is not None and first.meta.container == DONE and not self.marker.nested:
             raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")
-        _check_still_there(mark, path, fd)
+        check_still_there(mark, path, fd)
 
-    def _metas(self, folders: Sequence[str], map_all: bool) -> dict[str, Meta]:
+    def _indexed(self, folders: Sequence[str], look: Look) -> dict[str, Meta] | None:
+        """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
+        try:
+            metas, copies = read_index(self.fd, self.path, self.marker)
+        except FormatError as problem:
+            self.notes.append(f"{problem}; the folders were read instead")
+            return None
+        if metas.keys() != set(folders):
+            return None
+        self.blobs = copies
+        if look != "none":
+            self.look_at({f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}, look)
+        return metas
+
+    def look_at(self, blobs: dict[str, int], look: Look) -> None:
+        """Map those of some blobs, given by folder and size, that `look` says; small ones are read.
+
+        Raises
+        ------
+        CorruptError
+            One is missing, or has another size.
+        """
+        for (folder, wanted), (_, out) in zip(blobs.items(), self._scan([*blobs], look, metas=False), strict=True):
+            size = out if isinstance(out, int) else len(out)
+            if size < 0:
+                raise _unreadable(-size, f"{self.path}/{folder}/{OUT}")
+            if size != wanted:
+                raise CorruptError(
+                    f"{self.path}/{folder}/{OUT}: meta wants {wanted} bytes, file has {size}; take another copy"
+                )
+            if isinstance(out, _core.Mapping):
+                self.blobs[folder] = out
+
+    def _scan(
+        self, folders: Sequence[str], look: Look, *, metas: bool = True
+    ) -> list[tuple[bytes | int, int | _core.Mapping]]:
+        threads = min(_READERS, -(-len(folders) // _WORTH_A_THREAD))
+        maps = look != "none" and len(folders) <= MAP_LIMIT
+        return _core.scan(self.fd, folders, map=maps, resident=look == "resident", metas=metas, threads=threads)
+
+    def _metas(self, folders: Sequence[str], look: Look) -> dict[str, Meta]:
         """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
         metas: dict[str, Meta] = {}
         foreign: list[str] = []
-        for folder, (text, out) in zip(folders, _scan(self.fd, folders, map_all), strict=True):
+        for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
             if isinstance(out, _core.Mapping):
-                self._maps[folder] = out
+                self.blobs[folder] = out
             size = out if isinstance(out, int) else len(out)
             if isinstance(text, bytes) and size >= 0:
                 where = f"{self.path}/{folder}"
@@ -141,7 +189,7 @@ class Contents:
         inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
         if not inner and not is_tensor:
             self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
-        return self._metas(inner, map_all=False) if inner else {}
+        return self._metas(inner, "none") if inner else {}
 
     def _pass_over(self, where: str, text: bytes | int, size: int) -> None:
         """Note what is no tensor of anybody's; raise for a tensor that is damaged."""
@@ -174,110 +222,12 @@ class Contents:
             raise KeyError(f"{self.path}: no tensor {missing[0]!r}{more}; fastckpt.open() shows its keys")
         return [entry for key, entry in self.entries.items() if key in wanted]
 
-    def map(self, entries: Sequence[Entry]) -> list[_core.Mapping]:
-        """Map the blobs of some entries, privately; a tie gives the same map twice. Nothing is read."""
-        blobs = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in self._maps}
-        maps = self._maps | dict(zip(blobs, map_files(self.fd, blobs, self.path), strict=True)) if blobs else self._maps
-        return [maps[entry.blob] for entry in entries]
-
-
-def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
-    """Map the blobs of an open snapshot, given their folders and sizes.
-
-    Raises
-    ------
-    CorruptError
-        A file has another size by now.
-    OSError
-        What the system refused, with errno and path.
-    """
-    try:
-        return _core.map_files(fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
-    except _core.SizeChanged as change:
-        raise CorruptError(f"{path}: {change}; it was changed while being read, load it again") from None
-    except OSError as problem:
-        if problem.errno == errno.ENOMEM:
-            problem.strerror = f"{problem.strerror} (vm.max_map_count limits a process: load with mmap=False)"
-        problem.filename = os.path.join(path, os.fsdecode(problem.filename or ""))
-        raise
-
-
-def _open_folder(path: str) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    for patience in range(_RENAMES, -1, -1):
-        try:
-            return os.open(path, flags)
-        except NotADirectoryError:
-            raise FormatError(
-                f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)"
-            ) from None
-        except FileNotFoundError:
-            with suppress(OSError):  # between two renames it stands there; behind them it is where it was looked for
-                return os.open(previous_of(os.path.realpath(path)), flags)
-            if not patience:
-                raise
-    raise AssertionError("the last attempt raises")
-
-
-def _scan(fd: int, folders: Sequence[str], map_all: bool) -> list[tuple[bytes | int, int | _core.Mapping]]:
-    return _core.scan(fd, folders, map=map_all, threads=min(_READERS, len(folders) // _WORTH_A_THREAD))
-
 
 def _unreadable(code: int, where: str) -> Exception:
     """What is missing or no plain file is damage; everything else is the system's refusal."""
     if code in _DAMAGE:
         return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
     return OSError(code, os.strerror(code), where)
-
-
-def _was_replaced(path: str, fd: int) -> bool:
-    try:
-        return not os.path.samestat(os.stat(path), os.fstat(fd))
-    except OSError:
-        return True
-
-
-def _read_marker(path: str, fd: int) -> Marker:
-    where = os.path.join(path, DONE)
-    try:
-        marker = os.open(DONE, _PLAIN_FILE, dir_fd=fd)
-    except FileNotFoundError:
-        return _unmarked(path, fd)
-    except OSError as problem:
-        raise CorruptError(f"{where}: {problem.strerror}; a plain file was wanted") from None
-    try:
-        status = os.fstat(marker)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptError(f"{where}: no plain file, so nothing says that this snapshot is complete")
-        if not status.st_size:
-            return Marker()
-        with open(marker, "rb", closefd=False) as file:
-            ours = file.peek(len(PREFIX)).startswith(PREFIX)
-            return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker()
-    finally:
-        os.close(marker)
-
-
-def _unmarked(path: str, fd: int) -> Marker:
-    names = os.listdir(fd)
-    if _GRAPH in names:
-        return Marker()
-    if PICKLE in names:
-        raise NotCommittedError(
-            f"{path}: no {DONE}, but {PICKLE}: a pickle directory of OneFlow 0.6 or later, which is not read here; "
-            "save its state dict with this library instead"
-        )
-    raise NotCommittedError(
-        f"{path}: no {DONE}, so this is no snapshot, or one whose save never finished; load an earlier one"
-    )
-
-
-def _check_still_there(mark: str, path: str, fd: int) -> None:
-    """Who deletes a snapshot that was replaced takes the mark first: while it is there, nothing else is missing."""
-    try:
-        os.stat(mark, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
-        raise NotCommittedError(f"{path}: {mark} vanished during the look at it; load it again") from None
 
 
 def _folders_in(folder: str, dir_fd: int) -> list[str]:

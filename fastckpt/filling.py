@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fastckpt import _core, tree
+from fastckpt import _core, parallel, tree
+from fastckpt.blobs import PIECE, row_pieces
 from fastckpt.codec import KINDS, Codec, codec_for
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
-from fastckpt.layout import OUT
+from fastckpt.fetching import read_at, read_into
 from fastckpt.tree import Leaf
 from fastckpt.verifying import check_blob
 
 __all__ = ["IncompatibleKeys", "load_into"]
-
-_MAPS = 10_000  # at a time; a process may have 65,530
 
 
 class IncompatibleKeys(NamedTuple):
@@ -124,19 +124,26 @@ def _mismatch(target: _Target | None, entry: Entry) -> str:
 
 
 def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> None:
-    """Read straight into the targets that lie as their blobs do; copy into the others from maps."""
+    """Read straight into the targets that lie as their blobs do; the others get theirs by rows, through some room."""
     straight = [t.codec.memory_of(t.value) if t.dtype == e.meta.dtype else None for t, e in pairs]
+    memories = [(e, memory) for (_, e), memory in zip(pairs, straight, strict=True) if memory is not None]
     crooked = [pair for pair, memory in zip(pairs, straight, strict=True) if memory is None and pair[1].meta.nbytes]
-    batches = [crooked[at : at + _MAPS] for at in range(0, len(crooked), _MAPS)]
-    maps = contents.map([entry for batch in batches[:1] for _, entry in batch])  # what fails, fails before any change
-    for (target, entry), memory in zip(pairs, straight, strict=True):
+    read_into(contents, memories)
+    for (target, _), memory in zip(pairs, straight, strict=True):
         if memory is not None:
-            _core.read_into(contents.fd, f"{entry.blob}/{OUT}", 0, memory, size=entry.meta.nbytes)
             target.codec.sound(target.value)
-    for batch in batches:
-        for (target, entry), blob in zip(batch, maps or contents.map([entry for _, entry in batch]), strict=True):
-            _fill_one(target, entry, blob, entry.meta.shape)
-        maps = []
+    parallel.run(lambda pair: _fill_by_rows(*pair, contents), crooked, len(os.sched_getaffinity(0)))
+
+
+def _fill_by_rows(target: _Target, entry: Entry, contents: Contents) -> None:
+    dtype, at = entry.meta.dtype, 0
+    (room,) = _core.allocate([min(entry.meta.nbytes, PIECE)])
+    for index in row_pieces(target.shape, dtype.itemsize):
+        part = target.value[index]
+        view = memoryview(room)[: math.prod(part.shape) * dtype.itemsize]
+        read_at(contents, entry, at, view)
+        _fill_one(target._replace(value=part), entry, view, tuple(part.shape))
+        at += len(view)
 
 
 def _fill_one(target: _Target, entry: Entry, blob: Any, shape: tuple[int, ...]) -> None:

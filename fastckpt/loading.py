@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
-from fastckpt import _core, tree
+from fastckpt import tree
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
+from fastckpt.contents import Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
-from fastckpt.layout import DONE, META, OUT
-from fastckpt.verifying import check_digest
+from fastckpt.fetching import MODES, Mode, fetch, look_for
+from fastckpt.layout import DONE, META
+from fastckpt.warming import warm
 
 __all__ = ["Maker", "flat", "load", "nested"]
 
@@ -26,7 +27,10 @@ def load(
     device: Any = None,
     keys: Iterable[str] | None = None,
     verify: bool = False,
+    mode: Mode = "auto",
     mmap: bool | None = None,
+    prefetch: bool = False,
+    threads: int | None = None,
     weights_only: bool = True,
     **foreign: Any,
 ) -> Any:
@@ -46,10 +50,18 @@ def load(
     keys : iterable of str, optional
         Load these tensors only; the result is then a flat dict of them, in saved order.
     verify : bool
-        Check the digests of all tensors loaded that have one.
+        Check the digests of all tensors loaded that have one, on the way.
+    mode : {"auto", "mmap", "read", "direct"}
+        How the bytes come. ``mmap``: every tensor is a private map of its file; nothing is read until it is touched, it
+        can be changed in place, and the file never changes. ``read``: all is read into memory now. ``direct``: the
+        same, past the page cache. ``auto``: maps of what lies in the page cache, the rest read past it at the speed of
+        the device; over a network all is read.
     mmap : bool, optional
-        False: read everything into memory now. By default every tensor is a private map of its file: nothing is read
-        until it is touched, it can be changed in place, and the file never changes.
+        torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
+    prefetch : bool
+        Have what is mapped brought into memory in the background, in the order in which it was saved.
+    threads : int, optional
+        That read; by default as many as the device can serve.
     weights_only : bool
         torch's argument. Nothing in a snapshot is ever executed, so only True is allowed.
 
@@ -71,22 +83,34 @@ def load(
     """
     _check_arguments(path, weights_only, foreign)
     make = Maker(as_, _device(map_location, device))
+    way = _mode(mode, mmap)
 
     def act(contents: Contents) -> tuple[Contents, list[Entry], list[Any]]:
         entries = contents.select(keys)
-        lazy = len(entries) <= MAP_LIMIT if mmap is None else mmap
-        buffers = contents.map(entries) if lazy else _read(contents, entries)
-        if verify:
-            for entry, buffer in zip(entries, buffers, strict=True):
-                check_digest(entry.meta.digest, buffer, f"{contents.path}/{entry.blob}/{OUT}")
-        return contents, entries, buffers
+        return contents, entries, fetch(contents, entries, way, threads=threads, verify=verify)
 
-    contents, entries, buffers = reading(path, act, map_all=keys is None and mmap is not False)
-    if keys is None and contents.marker.nested:
-        found = {entry.key: (entry, buffer) for entry, buffer in zip(entries, buffers, strict=True)}
-        return nested(contents, lambda key, framework: make(*found[key], framework))
-    tensors = make.all(entries, buffers)
-    return tensors if keys is not None else flat(contents, tensors)
+    with _collector_at_rest():
+        contents, entries, buffers = reading(path, act, look=look_for(way, path) if keys is None else "none")
+        if prefetch:
+            warm(buffers)
+        if keys is None and contents.marker.nested:
+            found = {entry.key: (entry, buffer) for entry, buffer in zip(entries, buffers, strict=True)}
+            return nested(contents, lambda key, framework: make(*found[key], framework))
+        tensors = make.all(entries, buffers)
+        return tensors if keys is not None else flat(contents, tensors)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """A load makes many objects and no garbage; looking for some at every few hundred took more than half its time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Maker:
@@ -151,14 +175,14 @@ def flat(contents: Contents, items: dict[str, Any]) -> Any:
     return container
 
 
-def _read(contents: Contents, entries: Sequence[Entry]) -> list[Any]:
-    buffers: dict[str, Any] = {}
-    for entry in entries:
-        if entry.blob not in buffers:
-            buffer = np.empty(entry.meta.nbytes, np.uint8)
-            _core.read_into(contents.fd, f"{entry.blob}/{OUT}", 0, buffer, size=entry.meta.nbytes)
-            buffers[entry.blob] = buffer
-    return [buffers[entry.blob] for entry in entries]
+def _mode(mode: Mode, mmap: bool | None) -> Mode:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, not {mode!r}")
+    if mmap is None:
+        return mode
+    if mode != "auto":
+        raise TypeError("mmap and mode mean the same; give one of them")
+    return "mmap" if mmap else "read"
 
 
 def _device(map_location: Any, device: Any) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 
@@ -33,13 +33,12 @@ __all__ = [
 
 VERSION = 1
 ALIGN = 64  # bytes: what every dtype and every vector unit is content with
-SMALL = 4096  # bytes: blobs up to here are copied into an index
+SMALL = 16384  # bytes: blobs up to here are copied into an index
 LINE_LIMIT = 256 << 20  # bytes of one line: it is read as a whole
 PREFIX = b'{"format":"fastckpt",'
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
+class IndexEntry(NamedTuple):
     """One tensor in the index; `copy_at` is None where its blob is not copied."""
 
     folder: str
@@ -144,8 +143,9 @@ def parse_index(table: bytes, where: str) -> list[IndexEntry]:
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise FormatError(f"{where}: the index cannot be read: {problem}") from problem
     for entry in entries:
-        numbers = (entry.nbytes, 0 if entry.copy_at is None else entry.copy_at)
-        if type(entry.folder) is not str or not all(type(n) is int and n >= 0 for n in numbers):
+        folder, _, nbytes, at = entry
+        numbers = type(nbytes) is int and nbytes >= 0 and (at is None or (type(at) is int and at >= 0))
+        if type(folder) is not str or not numbers:
             raise FormatError(f"{where}: the index has an entry that cannot be: {entry!r:.200}")
     return entries
 

@@ -15,7 +15,7 @@ from fastckpt.handles import named
 from fastckpt.plan import WritePlan
 from fastckpt.writing import Progress, way_for, write_items
 
-__all__ = ["plan_of", "save", "write_plan"]
+__all__ = ["check_path", "plan_of", "save", "write_plan"]
 
 
 def save(
@@ -74,7 +74,8 @@ def save(
     -----
     The layout is OneFlow's (``oneflow.save`` up to 0.5); the order of the commit stands in ``fastckpt.commit``.
     """
-    _check_arguments(path, global_dst_rank, foreign)
+    check_path(path)
+    _check_foreign(global_dst_rank, foreign)
     plan = plan_of(obj, index)
     write_plan(plan, path, threads=threads, overwrite=overwrite, durable=durable, digest=digest)
 
@@ -104,13 +105,17 @@ def write_plan(
         stage.seal(itertools.chain([plan.marker(digests)], plan.small_blobs()), sync_all=durable and not way.sync)
 
 
-def _check_arguments(path: object, rank: int | None, foreign: dict[str, Any]) -> None:
+def check_path(path: Any) -> None:
+    """Refuse what cannot name a folder."""
     if hasattr(path, "write"):
         raise UnsupportedError("a snapshot is a folder, not a file-like object: pass the path of a folder")
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or os.PathLike, not {type(path).__name__}")
     if not os.fspath(path):  # which would be the current folder
         raise FileNotFoundError(errno.ENOENT, "an empty path", path)
+
+
+def _check_foreign(rank: int | None, foreign: dict[str, Any]) -> None:
     if rank not in (None, 0):
         raise UnsupportedError(f"global_dst_rank={rank}: one process writes the whole snapshot; call save on it alone")
     for name in foreign:

@@ -9,7 +9,8 @@ from typing import Any
 
 from fastckpt import _core
 from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import MAP_LIMIT, Contents, Entry, map_files, reading
+from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
+from fastckpt.fetching import fetch, map_files
 from fastckpt.loading import flat, nested
 from fastckpt.slicing import spell_out, touched
 
@@ -41,7 +42,7 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
         The folder is no complete, sound snapshot; the message names the file.
     """
     framework = codec_for(as_ or default_framework()).name
-    return reading(path, lambda contents: Snapshot(contents, framework), map_all=True)
+    return reading(path, lambda contents: Snapshot(contents, framework), look="all")
 
 
 class _Blobs:
@@ -53,7 +54,7 @@ class _Blobs:
         self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
         self._fd = -1
         if len(entries) <= MAP_LIMIT:
-            self._maps = dict(zip([entry.blob for entry in entries], contents.map(entries), strict=True))
+            self._maps = dict(zip([entry.blob for entry in entries], fetch(contents, entries, "mmap"), strict=True))
         else:
             self._fd = os.dup(contents.fd)
             weakref.finalize(self, os.close, self._fd)

@@ -77,7 +77,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
         The folder cannot be looked at.
     """
     try:
-        return reading(path, lambda contents: _report(contents, progress or _no_progress))
+        return reading(path, lambda contents: _report(contents, progress or _no_progress), by_index=False)
     except _Unsound as unsound:
         return unsound.report
     except CheckpointError as problem:

@@ -18,26 +18,45 @@ PACKAGE = ROOT / "fastckpt"
 #: Top to bottom. A module may import what stands on a lower line, or further right on its own.
 LAYERS = (
     ("__main__",),
-    ("cli", "cli_doctor", "software", "rendering", "documents", "nodetext"),
-    ("torch", "torch.tensors"),
+    ("cli", "cli_doctor", "software"),
+    (
+        *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
+        *("bench.running", "bench.room", "bench.children", "bench.machine"),
+        *("bench.worker", "bench.rivals", "bench.states", "bench.limits", "bench.measuring"),
+        *("bench.workloads", "bench.catalogue", "bench"),
+    ),
+    ("rendering", "documents", "nodetext"),
+    ("torch", "torch.tensors", "torch.pinned"),
     ("__init__",),
     (
-        *("saving", "filling", "diffing", "outline", "snapshot", "loading", "verifying"),
-        *("doctor", "measuring", "trials", "probing", "contents"),
+        *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
+        *("verifying", "fetching", "doctor", "measuring", "trials", "probing", "contents"),
     ),
-    ("writing", "commit", "target", "staging", "handles", "plan", "parallel"),
+    ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "parallel"),
     ("comparing", "digests", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "filesystems", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
-EDGES = {"__main__", "cli", "cli_doctor", "software", "rendering", "torch", "torch.tensors"}
-OPTIONAL = {"torch", "click", "rich"}
-PURE = {"plan", "marker", "entries", "blobs", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
-LOADS_BY_NAME = {"codec", "arrays"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
+BENCH_EDGES = {f"bench.{name}" for name in ("command", "plots", "table", "worker", "rivals", "states", "limits")}
+EDGES = {
+    "__main__",
+    "cli",
+    "cli_doctor",
+    "software",
+    "rendering",
+    "torch",
+    "torch.tensors",
+    "torch.pinned",
+} | BENCH_EDGES
+OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
+PURE = {"plan", "marker", "entries", "blobs", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
+PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "workloads")}
+LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind
+BENCH_WRITERS = {f"bench.{name}" for name in ("command", "plots", "room", "limits", "rivals", "children", "measuring")}
 OS_CHANGES = {
     *("rename", "renames", "replace", "unlink", "remove", "rmdir", "removedirs", "mkdir", "makedirs", "mkfifo"),
     *("mknod", "link", "symlink", "truncate", "ftruncate"),
@@ -130,7 +149,7 @@ def test_decisions_have_no_door_to_the_disk(name: str) -> None:
     assert not found & {"os", "io", "_core", "commit", "staging"}
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - DISK_WRITERS - DISK_TRIALS))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - DISK_WRITERS - DISK_TRIALS - BENCH_WRITERS))
 def test_only_commit_changes_the_disk(name: str) -> None:
     assert [ast.unparse(node) for node in ast.walk(parsed(name)) if changes_disk(node)] == []
 
@@ -178,7 +197,7 @@ for name in names:
             sys.modules["fastckpt"] = types.ModuleType("fastckpt")
             sys.modules["fastckpt"].__path__ = [sys.argv[1]]
         importlib.import_module("fastckpt" if name == "__init__" else "fastckpt." + name)
-        extra = {"torch", "click", "rich", "ml_dtypes"} & set(sys.modules)
+        extra = {"torch", "click", "rich", "ml_dtypes", "matplotlib", "safetensors"} & set(sys.modules)
         os._exit(len(extra) if name not in edges else 0)
     if os.waitpid(pid, 0)[1]:
         bad.append(name)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
+import pkgutil
 import shutil
-import sys
 import warnings
 import zlib
 from collections import OrderedDict
@@ -20,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import evict, resident
 from torch import nn
 
 import fastckpt
@@ -399,24 +399,6 @@ def test_a_slice_may_be_changed_and_the_file_is_not(path: Path) -> None:
     assert fastckpt.open(path)["big"][1, 5] == 305
 
 
-def resident(file: Path) -> int:
-    """Bytes of a file that are in memory."""
-    size = file.stat().st_size
-    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), size, mmap.MAP_SHARED, mmap.PROT_READ) as view:
-        address = np.frombuffer(view, np.uint8).ctypes.data
-        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages) == 0
-        return sum(page & 1 for page in pages) * mmap.PAGESIZE
-
-
-def evict(file: Path) -> None:
-    with open(file, "rb") as opened:
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if resident(file):
-        pytest.skip("this file system does not let go of what it has read, or has read itself")
-
-
 SIDE = 3072  # of a matrix of 36 MiB, in rows of 12 KiB: three pages
 
 
@@ -450,7 +432,7 @@ def test_nothing_is_read_before_it_is_touched(tmp_path: Path) -> None:
     fastckpt.save({"x": torch.ones(SIDE, SIDE), "y": torch.ones(8)}, tmp_path / "s")
     out = tmp_path / "s" / "x" / "out"
     evict(out)
-    tensor, handle = fastckpt.load(tmp_path / "s")["x"], fastckpt.open(tmp_path / "s")["x"]
+    tensor, handle = fastckpt.load(tmp_path / "s", mode="mmap")["x"], fastckpt.open(tmp_path / "s")["x"]
     views = [tensor.T, tensor[5:900], handle[...], handle[:, ::2], handle[:].view(-1)]
     fastckpt.load(tmp_path / "s", keys=["y"])
     assert resident(out) == 0
@@ -470,9 +452,8 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
 @pytest.fixture
 def few_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a process could have two maps at once."""
-    for module in ("contents", "loading", "snapshot"):
+    for module in ("contents", "snapshot"):
         monkeypatch.setattr(f"fastckpt.{module}.MAP_LIMIT", 2)
-    monkeypatch.setattr("fastckpt.filling._MAPS", 2)
 
 
 @pytest.mark.usefixtures("few_maps")
@@ -495,9 +476,9 @@ def test_files_that_changed_since_they_were_looked_at(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(fastckpt.CorruptError, match=f"{path}: .*changed while being read"):
-            fastckpt.contents.map_files(fd, {"big": 5}, str(path))
+            fastckpt.fetching.map_files(fd, {"big": 5}, str(path))
         with pytest.raises(FileNotFoundError) as missing:
-            fastckpt.contents.map_files(fd, {"gone": 5}, str(path))
+            fastckpt.fetching.map_files(fd, {"gone": 5}, str(path))
         assert missing.value.filename == str(path / "gone" / "out")
     finally:
         os.close(fd)
@@ -535,8 +516,7 @@ def write_as_oneflow(path: Path) -> None:
 
 def replace_once(monkeypatch: pytest.MonkeyPatch, where: str, path: Path, new: Any) -> None:
     """Save over the snapshot just before a step of the reading, the first time that it comes to it."""
-    module, _, name = where.rpartition(".")
-    step = getattr(sys.modules[module], name)
+    step = pkgutil.resolve_name(where)
 
     def first(*args: Any, **options: Any) -> Any:
         monkeypatch.setattr(where, step)
@@ -546,7 +526,7 @@ def replace_once(monkeypatch: pytest.MonkeyPatch, where: str, path: Path, new: A
     monkeypatch.setattr(where, first)
 
 
-STEPS = ("_read_marker", "_scan", "entries_of", "check_count")
+STEPS = ("read_marker", "Contents._scan", "entries_of", "check_count")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -589,14 +569,14 @@ def test_verify_and_load_into_begin_again(path: Path, monkeypatch: pytest.Monkey
 def test_a_snapshot_that_is_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s"
     write_as_oneflow(path)
-    scan = fastckpt.contents._scan
+    scan = fastckpt.contents.Contents._scan
 
     def deleting(*args: Any) -> Any:
         for name in ("snapshot_done", "a", "b"):
             (shutil.rmtree if (path / name).is_dir() else os.unlink)(path / name)
         return scan(*args)
 
-    monkeypatch.setattr("fastckpt.contents._scan", deleting)
+    monkeypatch.setattr("fastckpt.contents.Contents._scan", deleting)
     with pytest.raises(fastckpt.NotCommittedError, match="snapshot_done vanished during the look at it"):
         fastckpt.load(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fastckpt.blobs import GATHER, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
 from fastckpt.slicing import Parts, forward
+from fastckpt.torch.pinned import copying
 
 __all__ = ["TORCH", "TorchCodec"]
 
@@ -56,6 +57,13 @@ class TorchCodec:
     def whole(self, obj: torch.Tensor) -> Any:
         tensor = _raw(obj)
         return _bytes_of(tensor) if _in_order(tensor) else None
+
+    def collect(self, pairs: Sequence[tuple[torch.Tensor, Any]], memory: Any) -> None:
+        with copying({obj.device for obj, _ in pairs if obj.is_cuda}, memory):
+            for obj, room in pairs:
+                tensor = _raw(obj)
+                target = torch.from_numpy(room).view(tensor.dtype).view(tensor.shape)
+                target.copy_(tensor, non_blocking=tensor.is_cuda)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):

@@ -1,0 +1,231 @@
+"""The bytes of tensors: mapped where they lie in the page cache, read past it where they do not.
+
+A map of what is in memory costs nothing to make and no memory to have. But a page that is not there costs a wait when
+it is touched, one after the other; so what is cold is read at once, in large parts, by many threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from fastckpt import _core, parallel
+from fastckpt.contents import Contents, Entry, Look
+from fastckpt.digests import combined, crc32, refuse_unless_same, wanted_crc
+from fastckpt.errors import CorruptError
+from fastckpt.filesystems import filesystem_of
+from fastckpt.layout import OUT
+
+__all__ = ["MODES", "Mode", "fetch", "look_for", "map_blobs", "map_files", "read_at", "read_into"]
+
+Mode = Literal["auto", "mmap", "read", "direct"]
+MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
+
+Part = tuple[str, int, Any, int, int]  # path, offset, memory, size of the file, room: as _core.read_parts wants them
+
+PART = 4 << 20  # bytes that a thread reads at a time
+_RUN = 64 << 20  # bytes: blobs up to here share memory, so that they have huge pages; a larger one has its own
+_BATCH = 1 << 30  # bytes that are read before an interrupt is noticed
+_DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
+_WAITERS = 16  # threads that wait for a server
+
+_log = logging.getLogger("fastckpt")
+
+
+def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
+    """Say which blobs a load by `mode` shall map at once."""
+    if mode != "auto":
+        return "all" if mode == "mmap" else "none"
+    try:
+        system = filesystem_of(path)
+    except OSError:  # it is not there: whoever opens it says so
+        return "none"
+    if system.remote:
+        _log.info("%s: on %s, so tensors are read in large parts and not mapped", path, system.name)
+        return "none"
+    return "all" if system.in_memory else "resident"
+
+
+def fetch(
+    contents: Contents, entries: Sequence[Entry], mode: Mode, *, threads: int | None = None, verify: bool = False
+) -> list[Any]:
+    """Give the bytes of some tensors as writable, private buffers; a tie gives the same buffer twice.
+
+    Parameters
+    ----------
+    contents : Contents
+        The snapshot; what it has mapped or read already is taken from it.
+    entries : sequence of Entry
+        The tensors.
+    mode : {"auto", "mmap", "read", "direct"}
+        ``mmap``: map all. ``read``: read through the page cache. ``direct``: read past it. ``auto``: map what lies in
+        the page cache, and read what does not past it; over a network read all.
+    threads : int, optional
+        That read.
+    verify : bool
+        Check the digests on the way.
+
+    Raises
+    ------
+    CorruptError
+        A blob has another size by now, or, with `verify`, other bytes.
+    OSError
+        What the system refused, with errno and path.
+    """
+    digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
+    missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
+    if missing and mode == "auto" and not contents.looked:  # not all tensors are wanted
+        look = look_for(mode, contents.fd)
+        if look != "none":
+            contents.look_at(missing, look)
+            missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
+    if mode == "mmap":
+        map_blobs(contents, missing)
+        missing = {}
+    _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
+    _read(contents, missing, mode, threads, digests)
+    return [contents.blobs[entry.blob] for entry in entries]
+
+
+def map_blobs(contents: Contents, blobs: dict[str, int]) -> None:
+    """Map some blobs, given by folder and size."""
+    wanted = {blob: nbytes for blob, nbytes in blobs.items() if blob not in contents.blobs}
+    contents.blobs.update(zip(wanted, map_files(contents.fd, wanted, contents.path), strict=True))
+
+
+def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
+    """Map the blobs of an open snapshot, given their folders and sizes.
+
+    Raises
+    ------
+    CorruptError
+        A file has another size by now.
+    OSError
+        What the system refused, with errno and path.
+    """
+    try:
+        return _core.map_files(fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
+    except (_core.SizeChanged, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno == errno.ENOMEM:
+            problem.strerror = f"{problem.strerror} (vm.max_map_count limits a process: load with mmap=False)"
+        raise _named(problem, path) from None
+
+
+def _named(problem: _core.SizeChanged | OSError, path: str) -> Exception:
+    """Say it with the path that the user knows."""
+    if isinstance(problem, _core.SizeChanged):
+        return CorruptError(f"{path}: {problem}; it was changed while being read, load it again")
+    problem.filename = os.path.join(path, os.fsdecode(problem.filename or ""))
+    return problem
+
+
+def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
+    """Fill memory that others own with the bytes of tensors, without any other memory for what is in the page cache.
+
+    Parameters
+    ----------
+    contents : Contents
+        The snapshot.
+    targets : sequence of (Entry, buffer)
+        A buffer has as many bytes as the tensor.
+    """
+    parts = [part for entry, memory in targets for part in _parts(entry.blob, memory, direct=False)]
+    try:
+        for batch in _batches(parts):
+            _core.read_parts(contents.fd, batch, threads=len(os.sched_getaffinity(0)))
+    except (_core.SizeChanged, OSError) as problem:
+        raise _named(problem, contents.path) from None
+
+
+def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
+    """Fill a buffer with the bytes of a tensor from `offset` on."""
+    try:
+        _core.read_into(contents.fd, f"{entry.blob}/{OUT}", offset, buffer, size=entry.meta.nbytes)
+    except (_core.SizeChanged, OSError) as problem:
+        raise _named(problem, contents.path) from None
+
+
+def _read(
+    contents: Contents, blobs: dict[str, int], mode: Mode, threads: int | None, digests: dict[str, str | None]
+) -> None:
+    """Read some blobs into memory of their own."""
+    system = filesystem_of(contents.fd)
+    direct = mode in ("auto", "direct") and not (system.remote or system.in_memory)
+    threads = threads or (_WAITERS if system.remote else _DEPTH if direct else len(os.sched_getaffinity(0)))
+    for run in _runs(blobs):
+        contents.blobs.update(zip(run, _core.allocate([blobs[blob] for blob in run]), strict=True))
+    parts = [part for blob in blobs for part in _parts(blob, contents.blobs[blob], direct)]
+    try:
+        if digests:
+            _read_and_check(contents, parts, threads, digests)
+            return
+        for batch in _batches(parts):
+            _core.read_parts(contents.fd, batch, threads=threads)
+    except (_core.SizeChanged, OSError) as problem:
+        raise _named(problem, contents.path) from None
+
+
+def _runs(blobs: dict[str, int]) -> Iterator[list[str]]:
+    """Cut the blobs, in their order, into runs that share memory."""
+    run: list[str] = []
+    length = 0
+    for blob, nbytes in blobs.items():
+        if run and length + nbytes > _RUN:
+            yield run
+            run, length = [], 0
+        run.append(blob)
+        length += nbytes
+    if run:
+        yield run
+
+
+def _parts(blob: str, memory: Any, direct: bool) -> Iterator[Part]:
+    view, nbytes = memoryview(memory).cast("B"), memoryview(memory).nbytes
+    for at in range(0, nbytes, PART):
+        room = -(-min(PART, nbytes - at) // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
+        yield f"{blob}/{OUT}", at, view[at : at + PART], nbytes, room
+
+
+def _batches(parts: list[Part]) -> Iterator[list[Part]]:
+    """Some at a time: between them an interrupt is noticed."""
+    step = _BATCH // PART
+    return (parts[at : at + step] for at in range(0, len(parts), step))
+
+
+def _read_and_check(contents: Contents, parts: list[Part], threads: int, digests: dict[str, str | None]) -> None:
+    """Read parts, and take the digest of each while it is in the processor's cache."""
+
+    def work(part: Part) -> tuple[int, int]:
+        path, offset, view, size, room = part
+        _core.read_into(contents.fd, path, offset, view, size=size, room=room)
+        return crc32(view), len(view)
+
+    found: dict[str, list[tuple[int, int]]] = {}
+    for part, crc in zip(parts, parallel.run(work, parts, threads), strict=True):
+        found.setdefault(part[0].removesuffix(f"/{OUT}"), []).append(crc)
+    _compare(contents, found, digests)
+
+
+def _check(contents: Contents, digests: dict[str, str | None], threads: int | None) -> None:
+    """Check the digests of what is mapped, or was read already."""
+    views = {blob: memoryview(contents.blobs[blob]) for blob, digest in digests.items() if digest is not None}
+    parts = [(blob, view[at : at + PART]) for blob, view in views.items() for at in range(0, len(view), PART)]
+
+    def work(part: tuple[str, memoryview]) -> tuple[int, int]:
+        return crc32(part[1]), len(part[1])
+
+    found: dict[str, list[tuple[int, int]]] = {blob: [] for blob in views}
+    for part, crc in zip(parts, parallel.run(work, parts, threads or len(os.sched_getaffinity(0))), strict=True):
+        found[part[0]].append(crc)
+    _compare(contents, found, digests)
+
+
+def _compare(contents: Contents, found: dict[str, list[tuple[int, int]]], digests: dict[str, str | None]) -> None:
+    for blob, crcs in found.items():
+        digest = digests[blob]
+        if digest is not None:
+            where = f"{contents.path}/{blob}/{OUT}"
+            refuse_unless_same(combined(crcs), wanted_crc(digest, where), where)

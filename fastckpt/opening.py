@@ -1,0 +1,96 @@
+"""The folder of a snapshot, its marker, and whether a save has replaced it meanwhile."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from fastckpt.commit import previous_of
+from fastckpt.errors import CorruptError, FormatError, NotCommittedError
+from fastckpt.layout import DONE, PICKLE
+from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
+
+__all__ = ["GRAPH", "check_still_there", "open_folder", "read_marker", "was_replaced"]
+
+_PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
+_RENAMES = 3  # how often a reader may see neither name of a snapshot that is being replaced
+
+
+def open_folder(path: str) -> int:
+    """Give a descriptor of the snapshot at `path`, also in the moment between two renames of a save."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    for patience in range(_RENAMES, -1, -1):
+        try:
+            return os.open(path, flags)
+        except NotADirectoryError:
+            raise FormatError(
+                f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)"
+            ) from None
+        except FileNotFoundError:
+            with suppress(OSError):  # between two renames it stands there; behind them it is where it was looked for
+                return os.open(previous_of(os.path.realpath(path)), flags)
+            if not patience:
+                raise
+    raise AssertionError("the last attempt raises")
+
+
+def was_replaced(path: str, fd: int) -> bool:
+    """Tell whether `path` is another folder by now."""
+    try:
+        return not os.path.samestat(os.stat(path), os.fstat(fd))
+    except OSError:
+        return True
+
+
+def read_marker(path: str, fd: int) -> Marker:
+    """Read the first line of the marker.
+
+    Raises
+    ------
+    NotCommittedError
+        There is none.
+    CorruptError, FormatError
+        It is damaged, or not understood.
+    """
+    where = os.path.join(path, DONE)
+    try:
+        marker = os.open(DONE, _PLAIN_FILE, dir_fd=fd)
+    except FileNotFoundError:
+        return _unmarked(path, fd)
+    except OSError as problem:
+        raise CorruptError(f"{where}: {problem.strerror}; a plain file was wanted") from None
+    try:
+        status = os.fstat(marker)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptError(f"{where}: no plain file, so nothing says that this snapshot is complete")
+        if not status.st_size:
+            return Marker()
+        with open(marker, "rb", closefd=False) as file:
+            ours = file.peek(len(PREFIX)).startswith(PREFIX)
+            return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker()
+    finally:
+        os.close(marker)
+
+
+def _unmarked(path: str, fd: int) -> Marker:
+    names = os.listdir(fd)
+    if GRAPH in names:
+        return Marker()
+    if PICKLE in names:
+        raise NotCommittedError(
+            f"{path}: no {DONE}, but {PICKLE}: a pickle directory of OneFlow 0.6 or later, which is not read here; "
+            "save its state dict with this library instead"
+        )
+    raise NotCommittedError(
+        f"{path}: no {DONE}, so this is no snapshot, or one whose save never finished; load an earlier one"
+    )
+
+
+def check_still_there(mark: str, path: str, fd: int) -> None:
+    """Who deletes a snapshot that was replaced takes the mark first: while it is there, nothing else is missing."""
+    try:
+        os.stat(mark, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        raise NotCommittedError(f"{path}: {mark} vanished during the look at it; load it again") from None
