@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import fastckpt
-from fastckpt import _core, commit, contents, writing
+from fastckpt import _core, commit, opening, writing
 from fastckpt.arrays import NumpyCodec
 from fastckpt.errors import FormatError, NotCommittedError, UnsupportedError
 from fastckpt.filesystems import filesystem_of
@@ -883,7 +883,7 @@ def test_a_reader_that_comes_late_for_both_names_looks_again(parent: Path, monke
         (parent / "new").rename(path)
         return commit.previous_of(path)
 
-    monkeypatch.setattr(contents, "previous_of", previous_of)
+    monkeypatch.setattr(opening, "previous_of", previous_of)
     assert rig.equal(rig.loaded(parent / "s"), OLD)
 
 
