@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
+from fastckpt.blobs import GATHER, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
 from fastckpt.slicing import Parts
@@ -43,7 +43,7 @@ class NumpyCodec:
             yield whole
             return
         native = obj.dtype.newbyteorder("<")
-        room = np.empty(min(obj.size, PIECE // obj.itemsize), native)
+        room = np.empty(min(obj.size, GATHER // obj.itemsize), native)
         for index in row_pieces(obj.shape, obj.itemsize):
             part = obj[index]
             piece = room[: part.size].reshape(part.shape)

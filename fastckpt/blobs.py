@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from fastckpt.dtypes import DType
 from fastckpt.slicing import Parts
 
-__all__ = ["PIECE", "Blob", "Codec", "Memory", "row_pieces"]
+__all__ = ["GATHER", "PIECE", "Blob", "Codec", "Memory", "row_pieces"]
 
-PIECE = 4 << 20  # bytes gathered at a time, a thread, from a tensor that does not lie in one run of host memory
+PIECE = 4 << 20  # bytes of one write, where they are many
+GATHER = 1 << 20  # bytes gathered at a time, a thread, from a tensor that does not lie in one run of host memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Codec(Protocol):
         """Undo `pack`."""
 
 
-def row_pieces(shape: tuple[int, ...], itemsize: int, limit: int = PIECE) -> Iterator[tuple[Any, ...]]:
+def row_pieces(shape: tuple[int, ...], itemsize: int, limit: int = GATHER) -> Iterator[tuple[Any, ...]]:
     """Give indices that cut an array, in C order, into blocks of at most `limit` bytes (one element at least)."""
     if not shape or math.prod(shape) * itemsize <= limit:
         yield ()

@@ -11,6 +11,7 @@ from fastckpt import tree
 from fastckpt.codec import KINDS
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
+from fastckpt.handles import named
 from fastckpt.plan import WritePlan
 from fastckpt.writing import Progress, way_for, write_items
 
@@ -98,7 +99,8 @@ def write_plan(
 ) -> None:
     """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
     with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
-        way = way_for(stage.fd, threads, durable=durable, digest=digest)
+        with named(stage.path):
+            way = way_for(stage.fd, threads, durable=durable, digest=digest)
         digests = write_items(plan.items, stage, way, progress)
         stage.seal(itertools.chain([plan.marker(digests)], plan.small_blobs()), sync_all=durable and not way.sync)
 

@@ -169,7 +169,9 @@ def _jobs_of(item: WriteItem, save: _Save) -> Iterator[_Job]:
     elif whole is None:
         yield _Gathered(item, save)
     else:
-        large = _Large(item, save, memoryview(whole).cast("B"))
+        memory = memoryview(whole).cast("B")
+        save.stage.check_written(item.folder, item.blob.nbytes, memory.nbytes)
+        large = _Large(item, save, memory)
         for at in range(0, item.blob.nbytes, PART):
             yield _Part(large, at)
 
@@ -215,9 +217,11 @@ class _Gathered(_Small):
         folder, stage, way, at = self.item.folder, self.save.stage, self.save.way, 0
         file = stage.create_blob(folder, self.nbytes, direct=way.direct, writeback=way.writeback)
         for part in _packed(self._pieces(), self.save.room):
-            stage.check_written(folder, self.nbytes, max(self.nbytes, at + len(part)))
-            file.write(part, at)
-            at += len(part)
+            end = at + len(part)
+            if end > self.nbytes or len(part) < len(self.save.room):  # a room that is not full is the last
+                stage.check_written(folder, self.nbytes, end)
+            stage.write_part(folder, file, part, at, None)
+            at = end
         stage.check_written(folder, self.nbytes, at)
         stage.finish_blob(folder, file, self._text(), sync=way.sync)
 
@@ -288,5 +292,6 @@ class _Part:
         file = large.opened()
         part = large.memory[self.at : self.at + self.nbytes]
         crc = crc32(part) if large.save.way.digest else 0
-        file.write(part, self.at, large.save.room if file.direct else None)
+        room = large.save.room if file.direct else None
+        large.save.stage.write_part(large.item.folder, file, part, self.at, room)
         large.done(self.at, crc, self.nbytes)

@@ -112,6 +112,8 @@ def changes_disk(node: ast.AST) -> bool:
         if isinstance(node.func, ast.Name) and node.func.id == "open":
             mode = next((k.value for k in node.keywords if k.arg == "mode"), node.args[1] if node.args[1:] else None)
             return mode is not None and not (isinstance(mode, ast.Constant) and set(str(mode.value)) <= set("rbt"))
+        if ast.unparse(node.func) == "_core.File":  # as a type it is only named
+            return True
         # str.replace takes two arguments, dataclasses.replace keywords: one alone is Path's
         return (
             isinstance(node.func, ast.Attribute)
@@ -173,6 +175,8 @@ def test_no_save_or_load_reaches_what_only_tries() -> None:
         ("open(p, mode=how)", True),
         ("os.open(p, os.O_RDWR | os.O_CREAT)", True),
         ("_core.renameat2(a, b, c, d, 0)", True),
+        ("return _core.File(fd, name, 3)", True),
+        ("def finish(file: _core.File) -> None: file.finish()", False),
         ("open(p, 'rb').read(); open(p)", False),
         ("name.replace('a', 'b'); dataclasses.replace(meta, name='x')", False),
         ("_core.map_files(a, b, c); os.stat(a)", False),

@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.dlpack import from_dlpack
 
 from fastckpt import _core
-from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
+from fastckpt.blobs import GATHER, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
 from fastckpt.slicing import Parts, forward
@@ -47,7 +47,7 @@ class TorchCodec:
         if _in_order(tensor):
             yield _bytes_of(tensor)
             return
-        room = torch.empty(min(tensor.numel(), PIECE // tensor.itemsize), dtype=tensor.dtype)
+        room = torch.empty(min(tensor.numel(), GATHER // tensor.itemsize), dtype=tensor.dtype)
         for index in row_pieces(tuple(tensor.shape), tensor.itemsize):
             part = tensor[index]
             piece = room[: part.numel()].view(part.shape)
