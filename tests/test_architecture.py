@@ -32,10 +32,10 @@ LAYERS = (
         *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
         *("verifying", "fetching", "doctor", "measuring", "trials", "probing", "contents"),
     ),
-    ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "parallel"),
+    ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "parallel", "garbage"),
     ("comparing", "digests", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
-    ("meta", "metatext", "layout", "dtypes", "filesystems", "errors"),
+    ("meta", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
