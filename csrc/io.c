@@ -251,6 +251,11 @@ ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_er
     return (ssize_t)(length - left);
 }
 
+void fc_begin_reading(int fd, off_t size)
+{
+    (void)posix_fadvise(fd, 0, size, POSIX_FADV_WILLNEED);
+}
+
 int fc_get_size(int fd, off_t *size, struct fc_error *err)
 {
     struct stat st;

@@ -60,6 +60,9 @@ ssize_t fc_read_some(int fd, void *data, size_t length, off_t offset, struct fc_
 /* Read `length` bytes at `offset`. Returns how many there were: less than `length` only at the end of the file. */
 ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_error *err);
 
+/* Have the first `size` bytes of a file brought into the page cache, without waiting: a hint. */
+void fc_begin_reading(int fd, off_t size);
+
 /* Size of an open file. */
 int fc_get_size(int fd, off_t *size, struct fc_error *err);
 

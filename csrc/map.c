@@ -7,8 +7,6 @@
 
 #include "io.h"
 
-#define HUGE_PAGE ((size_t)2 << 20)
-
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
 {
     void *map;
@@ -28,7 +26,7 @@ int fc_map_memory(size_t size, void **address, struct fc_error *err)
     void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED)
         return fc_fail(err, "allocate");
-    if (size >= HUGE_PAGE)
+    if (size >= (size_t)FC_HUGE_PAGE)
         (void)madvise(map, size, MADV_HUGEPAGE); /* a wish */
     *address = map;
     return 0;

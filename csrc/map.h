@@ -15,6 +15,8 @@
 
 #include "error.h"
 
+#define FC_HUGE_PAGE ((off_t)2 << 20) /* bytes, on the processors that most have */
+
 /* Map an open file of `size` > 0 bytes, whole; `*address` is page-aligned. Errors as for fc_map_files. */
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err);
 

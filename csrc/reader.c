@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "direct.h"
 #include "io.h"
@@ -170,6 +171,22 @@ static int64_t copy_out(struct fc_run *run, int fd, size_t size, struct fc_folde
     return count < 0 ? -err.code : count;
 }
 
+/* A map of an open file. The advice is a wish: how fast the rest will come, not what. */
+static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *folder, struct fc_error *err)
+{
+    struct fc_error ignored;
+    bool cold = run->cold != FC_COLD_MAP && !fc_is_resident(fd, size);
+    if (cold && run->cold == FC_COLD_LEAVE)
+        return 0;
+    if (fc_map_open(fd, size, &folder->address, err) < 0)
+        return -1;
+    if (cold && size >= FC_HUGE_PAGE)
+        (void)fc_advise(folder->address, 0, (size_t)size, MADV_HUGEPAGE, &ignored);
+    else if (cold && run->cold == FC_COLD_ADVISE)
+        fc_begin_reading(fd, size);
+    return 0;
+}
+
 /* The blob's size or -errno. */
 static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *folder)
 {
@@ -180,8 +197,7 @@ static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *
     if (fd < 0)
         return -err.code;
     found = size;
-    if (size > FC_SMALL_BLOB && (run->what == FC_BLOBS || fc_is_resident(fd, size)) &&
-        fc_map_open(fd, size, &folder->address, &err) < 0)
+    if (size > FC_SMALL_BLOB && map_out(run, fd, size, folder, &err) < 0)
         found = -err.code;
     if (0 < size && size <= FC_SMALL_BLOB)
         found = copy_out(run, fd, (size_t)size, folder);
@@ -221,7 +237,7 @@ static void scan_run(struct fc_run *run)
     run->block = NULL;
     for (size_t i = 0; i < run->count; i++) {
         struct fc_folder *folder = &run->folders[i];
-        if (run->what == FC_BLOBS || run->what == FC_RESIDENT_BLOBS) {
+        if (run->what == FC_BLOBS) {
             scan_blob(run, folder);
             continue;
         }

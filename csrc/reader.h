@@ -47,13 +47,21 @@ enum fc_what {
     FC_METAS_AND_SIZES, /* the metas' bytes, and how long the blobs are */
     FC_METAS,           /* the metas' bytes */
     FC_BLOBS,           /* every blob mapped; if it is small, read, to a 64-aligned address */
-    FC_RESIDENT_BLOBS,  /* the same, but what is not in the page cache has its size only */
+};
+
+/* What to do with a blob that is not small, and not in the page cache. */
+enum fc_cold {
+    FC_COLD_MAP,    /* map it like any other; nobody looks where it is */
+    FC_COLD_LEAVE,  /* do not map it: it has its size only */
+    FC_COLD_HUGE,   /* map it so that, if it is large, a touch brings in a huge page and not a small one */
+    FC_COLD_ADVISE, /* the same, and if it is not large, begin to read it now */
 };
 
 /* A run of folders. What is not asked for is neither touched nor set. */
 struct fc_run {
     int dirfd;
     enum fc_what what;
+    enum fc_cold cold;
     struct fc_folder *folders;
     size_t count;
     struct fc_block *block; /* of the function that works on it */

@@ -65,11 +65,17 @@ cdef extern from "reader.h" nogil:
         FC_METAS_AND_SIZES
         FC_METAS
         FC_BLOBS
-        FC_RESIDENT_BLOBS
+
+    enum fc_cold:
+        FC_COLD_MAP
+        FC_COLD_LEAVE
+        FC_COLD_HUGE
+        FC_COLD_ADVISE
 
     struct fc_run:
         int dirfd
         fc_what what
+        fc_cold cold
         fc_folder *folders
         size_t count
 

@@ -8,6 +8,10 @@ from typing_extensions import Buffer, Self
 RENAME_NOREPLACE: Final[int]
 RENAME_EXCHANGE: Final[int]
 DIRECT_ALIGN: Final[int]
+COLD_MAP: Final[int]
+COLD_LEAVE: Final[int]
+COLD_HUGE: Final[int]
+COLD_ADVISE: Final[int]
 MADV_NORMAL: Final[int]
 MADV_RANDOM: Final[int]
 MADV_SEQUENTIAL: Final[int]
@@ -76,7 +80,7 @@ def scan(
     folders: Sequence[str | bytes],
     *,
     map: bool,
-    resident: bool = False,
+    cold: int = 0,
     metas: bool = True,
     threads: int = 1,
 ) -> list[tuple[bytes | int, int | Mapping]]: ...

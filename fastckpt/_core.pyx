@@ -52,6 +52,10 @@ cdef extern from "Python.h":
 RENAME_NOREPLACE = FC_RENAME_NOREPLACE
 RENAME_EXCHANGE = FC_RENAME_EXCHANGE
 DIRECT_ALIGN = FC_DIRECT_ALIGN
+COLD_MAP = FC_COLD_MAP
+COLD_LEAVE = FC_COLD_LEAVE
+COLD_HUGE = FC_COLD_HUGE
+COLD_ADVISE = FC_COLD_ADVISE
 MADV_NORMAL = _NORMAL
 MADV_RANDOM = _RANDOM
 MADV_SEQUENTIAL = _SEQUENTIAL
@@ -303,14 +307,14 @@ cdef object _take_out(const fc_folder *folder, Mapping mapping):
 
 
 cdef size_t _plan_runs(
-    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, bint metas, size_t width
+    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, fc_cold cold, bint metas, size_t width
 ) noexcept nogil:
     """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
     cdef size_t at = 0, filled = 0
     while at < count:
         runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
         runs[filled].count = min(width, count - at)
-        runs[filled].what = blobs
+        runs[filled].what, runs[filled].cold = blobs, cold
         if metas and blobs != FC_METAS_AND_SIZES:
             runs[filled + 1] = runs[filled]
             runs[filled + 1].what = FC_METAS
@@ -320,7 +324,7 @@ cdef size_t _plan_runs(
     return filled
 
 
-def scan(int dirfd, folders, *, bint map=False, bint resident=False, bint metas=True, size_t threads=1):
+def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, size_t threads=1):
     """Read the ``meta`` and ask for the size of the ``out`` of many folders.
 
     Parameters
@@ -331,8 +335,10 @@ def scan(int dirfd, folders, *, bint map=False, bint resident=False, bint metas=
         Names in it.
     map : bool
         Also map every ``out`` whose ``meta`` could be read, or read it into shared memory if it is small.
-    resident : bool
-        Of those, only map what lies in the page cache already; of what does not, and is not small, give the size.
+    cold : int
+        What to do, with `map`, where a blob is not small and not in the page cache: ``COLD_MAP``, map it like any other;
+        ``COLD_LEAVE``, give its size only; ``COLD_HUGE``, map it so that, if it is large, a touch brings in 2 MiB;
+        ``COLD_ADVISE``, the same, and if it is not large begin to read it now.
     metas : bool
         False, with `map`: leave the metas alone; theirs is then 0.
     threads : int
@@ -353,14 +359,12 @@ def scan(int dirfd, folders, *, bint map=False, bint resident=False, bint metas=
     cdef fc_run *runs = <fc_run *>table.data
     # The owners are made before there is anything to own: between a map and its owner nothing can fail.
     cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
-    cdef fc_what blobs = FC_METAS_AND_SIZES
-    if map:
-        blobs = FC_RESIDENT_BLOBS if resident else FC_BLOBS
+    cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES
     for i in range(count):
         found[i].name = PyBytes_AS_STRING(names[i])
         found[i].meta_size, found[i].meta_block = 0, NULL
     with nogil:
-        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, blobs, metas, width), threads)
+        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, blobs, <fc_cold>cold, metas, width), threads)
     if map:
         for i in range(count):
             _own_out(mappings[i], found + i)

@@ -24,8 +24,15 @@ from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker,
 __all__ = ["MAP_LIMIT", "Contents", "Entry", "Look", "reading"]
 
 T = TypeVar("T")
-#: Which blobs to map in the same pass that looks at the metas: none, all, or those that lie in the page cache.
-Look = Literal["none", "all", "resident"]
+#: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
+#: cold ones by huge pages; the same, and those of them that are too small for that are read at once.
+Look = Literal["none", "all", "resident", "huge", "advise"]
+_COLD = {
+    "all": _core.COLD_MAP,
+    "resident": _core.COLD_LEAVE,
+    "huge": _core.COLD_HUGE,
+    "advise": _core.COLD_ADVISE,
+}
 
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
 _READERS = 16
@@ -48,7 +55,7 @@ def reading(
         Folder of the snapshot.
     act : callable
         Gets the contents; its result is returned.
-    look : {"none", "all", "resident"}
+    look : {"none", "all", "resident", "huge", "advise"}
         Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
     by_index : bool
         Believe the index, where there is one, instead of looking into every folder.
@@ -161,7 +168,7 @@ class Contents:
     ) -> list[tuple[bytes | int, int | _core.Mapping]]:
         threads = min(self._readers(folders), -(-len(folders) // _WORTH_A_THREAD))
         maps = look != "none" and len(folders) <= MAP_LIMIT
-        return _core.scan(self.fd, folders, map=maps, resident=look == "resident", metas=metas, threads=threads)
+        return _core.scan(self.fd, folders, map=maps, cold=_COLD.get(look, 0), metas=metas, threads=threads)
 
     def _readers(self, folders: Sequence[str]) -> int:
         """How many threads: where files must come from the disk, each waits for its own."""

@@ -1,7 +1,8 @@
-"""The bytes of tensors: mapped where they lie in the page cache, read past it where they do not.
+"""The bytes of tensors: mapped where that is fast, read in large parts by many threads where it is not.
 
-A map of what is in memory costs nothing to make and no memory to have. But a page that is not there costs a wait when
-it is touched, one after the other; so what is cold is read at once, in large parts, by many threads.
+A map of what is in memory costs nothing to make and no memory to have. What is not there is brought in by touches: 2 MiB
+at a time where the page cache can have huge pages, which is as fast as the device, and a little and a wait elsewhere.
+There what is cold is read at once, past the page cache.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastckpt import _core, parallel
 from fastckpt.contents import Contents, Entry, Look
 from fastckpt.digests import combined, crc32, refuse_unless_same, wanted_crc
 from fastckpt.errors import CorruptError
-from fastckpt.filesystems import filesystem_of
+from fastckpt.filesystems import FileSystem, filesystem_of, kernel
 from fastckpt.layout import OUT
 from fastckpt.memory import available
 
@@ -33,6 +34,7 @@ _BATCH = 1 << 30  # bytes that are read before an interrupt is noticed
 _DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
 _WAITERS = 16  # threads that wait for a server
 
+_LARGE_FOLIOS = {"xfs": (5, 18), "ext4": (6, 16)}  # since which Linux
 _REMEMBERED = 1000  # snapshots
 
 _seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see _better_mapped
@@ -42,7 +44,7 @@ _log = logging.getLogger("fastckpt")
 def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
     """Say which blobs a load by `mode` shall map at once."""
     if mode != "auto":
-        return "all" if mode == "mmap" else "none"
+        return "huge" if mode == "mmap" else "none"
     try:
         system = filesystem_of(path)
     except OSError:  # it is not there: whoever opens it says so
@@ -50,7 +52,16 @@ def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
     if system.remote:
         _log.info("%s: on %s, so tensors are read in large parts and not mapped", path, system.name)
         return "none"
-    return "all" if system.in_memory else "resident"
+    if system.in_memory:
+        return "all"
+    return "advise" if _maps_fast(system) else "resident"
+
+
+def _maps_fast(system: FileSystem) -> bool:
+    """Tell whether the page cache can have huge pages of this file system: then a touch reads 2 MiB at the speed of the
+    device, and the next load finds them there."""
+    since = _LARGE_FOLIOS.get(system.name)
+    return since is not None and kernel() >= since
 
 
 def fetch(
@@ -65,9 +76,9 @@ def fetch(
     entries : sequence of Entry
         The tensors.
     mode : {"auto", "mmap", "read", "direct"}
-        ``mmap``: map all. ``read``: read through the page cache. ``direct``: read past it. ``auto``: map what lies in
-        the page cache, and read what does not past it, but map it the second time, and when it
-        is more than there is memory; over a network read all.
+        ``mmap``: map all. ``read``: read through the page cache. ``direct``: read past it. ``auto``: map all where that
+        is fast; elsewhere map what lies in the page cache, and read what does not past it, unless it is loaded for the
+        second time or is more than there is memory; over a network read all.
     threads : int, optional
         That read.
     verify : bool

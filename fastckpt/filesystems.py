@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 
-__all__ = ["FileSystem", "filesystem_of", "find_mount"]
+__all__ = ["FileSystem", "filesystem_of", "find_mount", "kernel"]
 
 _MOUNTS = "/proc/self/mountinfo"
 
@@ -130,3 +130,8 @@ def _covers(mount: str, path: str) -> int:
 
 def _unescaped(field: str) -> str:
     return _ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), field) if "\\" in field else field
+
+
+def kernel() -> tuple[int, ...]:
+    """Give major and minor version of the running kernel."""
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])

@@ -11,7 +11,7 @@ _GROUP = "/sys/fs/cgroup"  # of a container; elsewhere the root has no limit
 
 
 def available() -> int:
-    """Bytes that a program can have without pushing others out: the machine's, or the container's where that has less."""
+    """Bytes that a program can have without pushing others out, of the machine or, if that has less, the container."""
     free = _meminfo("MemAvailable:")
     with suppress(OSError, ValueError):  # no container, or "max"
         free = min(free, max(0, _number("memory.max") - _number("memory.current")))

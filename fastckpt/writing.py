@@ -8,7 +8,6 @@ part is taken while its bytes are in the processor's cache.
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from fastckpt import _core, parallel
 from fastckpt.digests import combined, crc32, digest_text
-from fastckpt.filesystems import FileSystem, filesystem_of
+from fastckpt.filesystems import FileSystem, filesystem_of, kernel
 from fastckpt.memory import unwritten
 from fastckpt.plan import WriteItem
 from fastckpt.staging import Stage
@@ -86,8 +85,7 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way
 def _can_sync_whole(system: FileSystem) -> bool:
     """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
     does nothing on some remote file systems, and waits for what all other programs have written there."""
-    release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
-    return release >= (5, 8) and not system.remote and unwritten() < _OTHERS
+    return kernel() >= (5, 8) and not system.remote and unwritten() < _OTHERS
 
 
 def write_items(

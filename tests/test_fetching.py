@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -54,6 +55,47 @@ def read_all(path: Path) -> None:
             file.read_bytes()
 
 
+@pytest.mark.usefixtures("slow_maps")
+def test_every_way_without_huge_pages(path: Path) -> None:
+    for mode, verify in itertools.product(MODES, [False, True]):
+        evict_all(path)
+        assert same(fastckpt.load(path, mode=mode, verify=verify), state())
+        assert same(fastckpt.load(path, mode=mode, verify=verify, keys=list(state())), state())
+
+
+def test_what_is_cold_is_mapped_where_that_is_fast(path: Path) -> None:
+    if not fetching._maps_fast(filesystems.filesystem_of(path)):
+        pytest.skip("no huge pages in the page cache of this file system")
+    large, middling = path / f"of {LENGTHS[-1]}" / "out", path / f"of {LENGTHS[-2]}" / "out"
+    for keys in (None, list(state())):
+        evict_all(path)
+        found = fastckpt.load(path, keys=keys)
+        assert maps_of(large) == maps_of(middling) == 1
+        assert resident(large) == 0, "nothing is read before it is touched"
+        end = time.monotonic() + 20
+        while resident(middling) < LENGTHS[-2] and time.monotonic() < end:  # a hint was given
+            time.sleep(0.01)
+        assert resident(middling) >= LENGTHS[-2]
+        assert int(found[f"of {LENGTHS[-1]}"][5 << 20]) == int(state()[f"of {LENGTHS[-1]}"][5 << 20])
+        assert 0 < resident(large) < LENGTHS[-1]
+        assert same(found, state())
+        del found
+    evict_all(path)
+    found = fastckpt.load(path, mode="mmap")
+    assert resident(large) == resident(middling) == 0
+    assert same(found, state())
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "fast"),
+    [("ext4", "6.16.0", True), ("ext4", "6.15.9", False), ("xfs", "5.18", True), ("btrfs", "7.0.1-x", False)],
+)
+def test_where_maps_are_fast(name: str, release: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
+    assert fetching._maps_fast(filesystems.FileSystem.named(name)) == fast
+
+
 @pytest.mark.parametrize(("mode", "warm", "verify"), [*itertools.product(MODES, [False, True], [False, True])])
 def test_every_way_gives_the_same(mode: Any, warm: bool, verify: bool, path: Path) -> None:
     expected = state()
@@ -75,6 +117,14 @@ def test_threads_and_numpy(mode: Any, path: Path) -> None:
         assert all((found[key] == expected[key].numpy()).all() for key in expected)
 
 
+@pytest.fixture
+def slow_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system whose page cache has no huge pages."""
+    monkeypatch.setattr(fetching, "_maps_fast", lambda system: False)
+    fetching.forget_loads()
+
+
+@pytest.mark.usefixtures("slow_maps")
 def test_what_is_in_memory_is_mapped_and_what_is_not_is_read(path: Path) -> None:
     large = path / f"of {LENGTHS[-1]}" / "out"
     evict_all(path)
@@ -269,11 +319,11 @@ def test_an_interrupt_between_two_batches(path: Path, monkeypatch: pytest.Monkey
 # ---- what is cold, and mapped nevertheless ----
 
 
+@pytest.mark.usefixtures("slow_maps")
 def test_what_is_loaded_again_is_mapped(path: Path) -> None:
     large = path / f"of {LENGTHS[-1]}" / "out"
     if not can_pass_the_cache(path):
         pytest.skip("this file system has no O_DIRECT")
-    fetching.forget_loads()
     for times in range(3):
         evict_all(path)
         found = fastckpt.load(path)
@@ -287,9 +337,9 @@ def test_what_is_loaded_again_is_mapped(path: Path) -> None:
     assert same(found, state())
 
 
+@pytest.mark.usefixtures("slow_maps")
 def test_what_is_more_than_the_memory_is_mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evict_all(path)
-    fetching.forget_loads()
     monkeypatch.setattr(fetching, "available", lambda: 9 << 20)
     found = fastckpt.load(path)
     assert maps_of(path / f"of {LENGTHS[-1]}" / "out") == 1

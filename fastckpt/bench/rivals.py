@@ -7,7 +7,6 @@ everything alive that it needs.
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 import fastckpt
 from fastckpt.bench.states import flat
+from fastckpt.fetching import forget_loads
 
 __all__ = ["NotAvailable", "Side", "make"]
 
@@ -65,18 +65,14 @@ class Fastckpt(Side):
     index = False
 
     def save(self, state: Any, path: Path, durable: bool) -> None:
-        options = {"durable": False} if not durable else {}
-        _call(fastckpt.save, state, path, **options, **({"index": True} if self.index else {}))
+        fastckpt.save(state, path, durable=durable, index=self.index)
 
     def load(self, path: Path, device: str | None = None) -> Any:
-        return _call(fastckpt.load, path, **({"device": device} if device else {}))
+        forget_loads()  # each is the first of a process: what is loaded again is only mapped
+        return fastckpt.load(path, device=device)
 
     def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
-        begin = getattr(fastckpt, "save_async", None)
-        if begin is None:
-            raise NotAvailable("this fastckpt has no save_async")
-        result: Callable[[], Any] = begin(state, path).result
-        return result
+        return fastckpt.save_async(state, path).result
 
     def part(self, path: Path, key: str, rows: slice | None) -> Any:
         tensor = fastckpt.open(path)[key]
@@ -90,14 +86,6 @@ class Indexed(Fastckpt):
     """This library, with copies of the metas and small tensors in one file."""
 
     index = True
-
-
-def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    known = inspect.signature(function).parameters
-    for name, value in options.items():
-        if name not in known:
-            raise NotAvailable(f"this fastckpt has no {function.__name__}({name}={value!r})")
-    return function(*arguments, **options)
 
 
 class Safetensors(Side):
