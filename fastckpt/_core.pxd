@@ -17,6 +17,9 @@ cdef extern from "error.h" nogil:
 cdef extern from "io.h" nogil:
     unsigned int FC_RENAME_NOREPLACE
     unsigned int FC_RENAME_EXCHANGE
+    int fc_open_file(int dirfd, const char *path, off_t *size, fc_error *err)
+    bint fc_is_resident(int fd, off_t size)
+    void fc_close_read(int fd)
     int fc_sync_file(int fd, fc_error *err)
     int fc_sync_system(int fd, fc_error *err)
     int fc_rename(int olddir, const char *old, int newdir, const char *new, unsigned int flags, fc_error *err)

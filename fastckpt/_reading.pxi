@@ -81,6 +81,32 @@ def read_parts(int dirfd, parts, *, size_t threads=1):
     PyErr_CheckSignals()
 
 
+def is_resident(int dirfd, path):
+    """Tell whether a file lies in the page cache, most of it at least; where nobody can tell, True.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    path : str or bytes
+        A regular file in it, reached without any symbolic link.
+    """
+    cdef fc_error err
+    cdef off_t size = 0
+    cdef int fd
+    cdef bint resident = False
+    cdef bytes encoded = _encode(path)
+    cdef const char *name = PyBytes_AS_STRING(encoded)
+    with nogil:
+        fd = fc_open_file(dirfd, name, &size, &err)
+        if fd >= 0:
+            resident = fc_is_resident(fd, size)
+            fc_close_read(fd)
+    if fd < 0:
+        _fail(&err, path)
+    return resident
+
+
 def share_file(int dirfd, path, off_t size):
     """Map a whole file privately, as memory that can be given away in parts (`Mapping.part`).
 

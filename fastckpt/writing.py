@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from fastckpt import _core, parallel
 from fastckpt.digests import combined, crc32, digest_text
 from fastckpt.filesystems import FileSystem, filesystem_of
 from fastckpt.plan import WriteItem
+from fastckpt.ring import Drawer, Part
 from fastckpt.staging import Stage
 
 __all__ = ["PART", "Progress", "Way", "way_for", "write_items"]
@@ -120,14 +122,16 @@ def write_items(
     """
     save = _Save(stage, way, {})
     own = sorted((item for item in items if item.twin is None), key=lambda item: item.blob.nbytes, reverse=True)
-    jobs = [job for item in own for job in _jobs_of(item, save)]
+    for codec in {id(item.codec): item.codec for item in own}.values():
+        codec.settle([item.value for item in own if item.codec is codec])
 
     def work(job: _Job) -> None:
         job()
         if progress is not None:
             progress(job.nbytes)
 
-    parallel.run(work, jobs, way.threads)
+    with Drawer(way.threads) as drawer:
+        parallel.run(work, [job for item in own for job in _jobs_of(item, save, drawer)], way.threads)
     for item in items:
         if item.twin is not None:
             digest = save.digests[item.folder] = save.digests[item.twin]
@@ -161,16 +165,26 @@ class _Job(Protocol):
     def __call__(self) -> None: ...
 
 
-def _jobs_of(item: WriteItem, save: _Save) -> Iterator[_Job]:
-    whole = item.codec.whole(item.value) if item.blob.nbytes > _LARGE else None
+def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
     if item.blob.nbytes <= _LARGE:
         yield _Small(item, save)
-    elif whole is None:
+        return
+    drawn = drawer.part_of(item.codec, item.value)
+    part = drawn or _part_of(item.codec.whole(item.value))
+    if part is None:
         yield _Gathered(item, save)
-    else:
-        large = _Large(item, save, memoryview(whole).cast("B"))
-        for at in range(0, item.blob.nbytes, PART):
-            yield _Part(large, at)
+        return
+    large = _Large(item, save, part, aligned=drawn is not None)
+    for at in range(0, item.blob.nbytes, PART):
+        yield _Part(large, at)
+
+
+def _part_of(whole: Any) -> Part | None:
+    """Parts of host memory are there."""
+    if whole is None:
+        return None
+    memory = memoryview(whole).cast("B")
+    return lambda at, length: nullcontext(memory[at : at + length])
 
 
 class _Small:
@@ -229,12 +243,13 @@ def _packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
 
 
 class _Large:
-    """One large tensor that lies in order, while its parts are written."""
+    """One large tensor that lies in order, while its parts are written; `aligned` ones can be as they are."""
 
-    def __init__(self, item: WriteItem, save: _Save, memory: memoryview) -> None:
+    def __init__(self, item: WriteItem, save: _Save, part: Part, *, aligned: bool) -> None:
         self.item = item
         self.save = save
-        self.memory = memory
+        self.part = part
+        self.aligned = aligned
         self._lock = threading.Lock()
         self._file: _core.File | None = None
         self._crcs: dict[int, tuple[int, int]] = {}
@@ -276,7 +291,7 @@ class _Part:
     def __call__(self) -> None:
         large = self.large
         file = large.opened()
-        part = large.memory[self.at : self.at + self.nbytes]
-        crc = crc32(part) if large.save.way.digest else 0
-        file.write(part, self.at, large.save.room if file.direct else None)
+        with large.part(self.at, self.nbytes) as part:
+            crc = crc32(part) if large.save.way.digest else 0
+            file.write(part, self.at, large.save.room if file.direct and not large.aligned else None)
         large.done(self.at, crc, self.nbytes)

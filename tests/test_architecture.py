@@ -19,22 +19,22 @@ PACKAGE = ROOT / "fastckpt"
 LAYERS = (
     ("__main__",),
     ("cli", "cli_doctor", "software", "rendering", "documents", "nodetext"),
-    ("torch", "torch.tensors"),
+    ("torch", "torch.tensors", "torch.pinned"),
     ("__init__",),
     (
-        *("saving", "filling", "diffing", "outline", "snapshot", "loading", "warming", "verifying", "fetching"),
-        *("doctor", "measuring", "trials", "probing", "contents"),
+        *("saving", "filling", "diffing", "outline", "snapshot", "loading", "warming", "verifying", "sending"),
+        *("fetching", "doctor", "measuring", "trials", "probing", "contents"),
     ),
-    ("writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "parallel"),
-    ("comparing", "digests", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
+    ("writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "ring", "parallel", "rooms"),
+    ("comparing", "digests", "codec", "arrays", "blobs", "lanes", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "filesystems", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
-EDGES = {"__main__", "cli", "cli_doctor", "software", "rendering", "torch", "torch.tensors"}
+EDGES = {"__main__", "cli", "cli_doctor", "software", "rendering", "torch", "torch.tensors", "torch.pinned"}
 OPTIONAL = {"torch", "click", "rich"}
-PURE = {"plan", "marker", "entries", "blobs", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
+PURE = {"plan", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[7]}
 LOADS_BY_NAME = {"codec", "arrays"}  # reaches torch and ml_dtypes through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind

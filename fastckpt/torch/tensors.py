@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from fastckpt import _core
 from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
+from fastckpt.lanes import Far, Lane
 from fastckpt.slicing import Parts, forward
+from fastckpt.torch import pinned
 
 __all__ = ["TORCH", "TorchCodec"]
 
@@ -106,6 +108,22 @@ class TorchCodec:
             if target.dtype == source.dtype and target.itemsize == 1:
                 target, source = target.detach().view(torch.uint8), source.view(torch.uint8)
             target.copy_(source)
+        pinned.settle([target])  # the caller may be a thread whose stream nobody else waits for
+
+    def lane(self, device: Any) -> Lane | None:
+        return pinned.lane_for(device)
+
+    def far(self, obj: torch.Tensor) -> Far | None:
+        return pinned.far(obj)
+
+    def empty(self, dtype: DType, shape: tuple[int, ...], device: Any, where: str) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.dtype(dtype, where), device=device)
+
+    def settle(self, objs: Sequence[torch.Tensor]) -> None:
+        pinned.settle(objs)
+
+    def locked_memory(self, sizes: Sequence[int]) -> list[Any]:
+        return pinned.allocate(sizes)
 
     def to_device(self, tensor: torch.Tensor, device: Any) -> torch.Tensor:
         return tensor.to(device)
