@@ -81,7 +81,7 @@ def _lock_pages(address: int, length: int) -> Callable[[], object] | None:
     runtime = _cuda.cudart()
     code = int(runtime.cudaHostRegister(address, length, _PORTABLE))
     if code:
-        with suppress(RuntimeError):  # CUDA remembers the refusal, and reports it once more, to whoever calls next
+        with suppress(RuntimeError, AssertionError):  # CUDA tells of the refusal once more, to whoever calls next
             torch.zeros(1, device="cuda")
         _log.warning("CUDA does not lock %d bytes (error %d): copies to and from devices will be slower", length, code)
         return None
