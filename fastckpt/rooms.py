@@ -49,7 +49,7 @@ class Pool:
         self._pin = pin
         self._free: list[Room] = []
         self._guard = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget)
+        _pools.add(self)
 
     def take(self, count: int) -> list[Room]:
         """Give that many rooms, new ones where there are too few."""
@@ -67,9 +67,18 @@ class Pool:
         with self._guard:
             self._free.clear()
 
-    def _forget(self) -> None:
-        """In a forked child the pages are no longer those that the device knows."""
+    def forget(self) -> None:
+        """Keep nothing: in a forked child the pages are no longer those that the device knows."""
         self._free, self._guard = [], threading.Lock()
+
+
+def _forget_in_child() -> None:
+    for pool in list(_pools):
+        pool.forget()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def allocate_locked(sizes: Sequence[int], pin: Pin) -> list[_core.Mapping] | None:

@@ -336,6 +336,18 @@ def test_a_copy_that_fails_ends_the_save(
     assert os.listdir(memory_path) == ["s"]
 
 
+def test_a_default_device_changes_nothing(tmp_path: Path, lanes: list[Any]) -> None:
+    saved = {"crooked": noise(3 << 20).view(3, 1 << 20).T, "none": torch.zeros(0, 3), "half": torch.ones(5).half()}
+    target = {"half": torch.zeros(5), "crooked": torch.zeros(3, 1 << 20, dtype=torch.uint8).T}
+    with torch.device("meta"):
+        fastckpt.save(saved, tmp_path / "s")
+        assert_same(fastckpt.load(tmp_path / "s"), saved)
+        assert_same(fastckpt.load(tmp_path / "s", device="cpu"), saved)
+        fastckpt.load_into(target, tmp_path / "s", strict=False)
+    assert target["half"].tolist() == [1] * 5
+    assert torch.equal(target["crooked"], saved["crooked"])
+
+
 # ---- CUDA's own few lines ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import os
 import threading
@@ -133,6 +134,20 @@ def test_the_first_error_ends_it(error: BaseException, at: int, threads: int, la
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastckpt")]
     _, wanted, found = carried(lane, [100 * SMALL_ROOM], threads)
     np.testing.assert_array_equal(found["0"], wanted["0"])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_interrupt_while_others_read(threads: int, lane: LateLane) -> None:
+    def fill(number: int, load: Load, room: memoryview, plain: Any) -> int:
+        if number == 30:
+            _thread.interrupt_main()
+        return plain(load, room)
+
+    with pytest.raises(KeyboardInterrupt):
+        carried(lane, [3000 * SMALL_ROOM], threads, fill)
+    assert not lane.waiting
+    assert lane.calls[0] == "begin"
+    assert lane.calls[-1] == "give_back"
 
 
 @pytest.mark.parametrize("threads", [1, 8])

@@ -48,7 +48,7 @@ class TorchCodec:
         if _in_order(tensor):
             yield _bytes_of(tensor)
             return
-        room = torch.empty(min(tensor.numel(), PIECE // tensor.itemsize), dtype=tensor.dtype)
+        room = torch.empty(min(tensor.numel(), PIECE // tensor.itemsize), dtype=tensor.dtype, device="cpu")
         for index in row_pieces(tuple(tensor.shape), tensor.itemsize):
             part = tensor[index]
             piece = room[: part.numel()].view(part.shape)
@@ -65,7 +65,7 @@ class TorchCodec:
             return made
         own = _TO_TORCH.get(dtype.name) or self.dtype(dtype, where)
         if 0 in shape:
-            return torch.empty(shape, dtype=own)
+            return torch.empty(shape, dtype=own, device="cpu")
         flat = torch.frombuffer(buffer, dtype=own)
         return flat if len(shape) == 1 else flat.view(shape)
 
@@ -83,7 +83,7 @@ class TorchCodec:
         return "several of its elements lie in one place" if shared and target.numel() else ""
 
     def one(self, target: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(1, dtype=target.dtype)
+        return torch.zeros(1, dtype=target.dtype, device="cpu")
 
     def sound(self, tensor: torch.Tensor) -> None:
         if tensor.dtype == torch.bool and tensor.numel():
