@@ -16,8 +16,10 @@ demo: build .venv/demo
 test: build
 	$(BIN)/pytest $(ARGS)
 
+# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute.
 bench: build
-	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds $(ARGS)
+	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/fastckpt bench $(ARGS)
 
 lint: build
 	$(BIN)/ruff check

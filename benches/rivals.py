@@ -6,7 +6,8 @@ Each side runs in its own process; the two take turns, and the ratio is taken ro
 loads. Saves are durable: safetensors' file and folder are fsynced after ``save_file``, as its users must do by hand.
 Every round has fresh random values and a new target, and nothing is deleted before the end (1 GB a round), because ext4
 steps over inodes that were just freed and whoever came after a deletion would pay for it; but what was written leaves
-the page cache, so that there is room. Loads are warm and lazy: to a dict of torch tensors, untouched.
+the page cache, so that there is room. Loads are warm (read once before the first) and lazy: to a dict of torch tensors,
+untouched.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def serve(side: str, folder: Path) -> None:
 
     torch.set_num_threads(1)
     state: dict[str, torch.Tensor] = {}
+    warmed: set[Path] = set()
     target = folder
 
     def save() -> None:
@@ -91,14 +93,28 @@ def serve(side: str, folder: Path) -> None:
             time.sleep(0.5)
             print(_timed(save), flush=True)
         else:
+            if target not in warmed:
+                _warm(target)
+            warmed.add(target)
             print(_timed(load), flush=True)
 
 
+def _files(target: Path) -> list[Path]:
+    return [path for path in (target.rglob("*") if target.is_dir() else [target]) if path.is_file()]
+
+
+def _warm(target: Path) -> None:
+    """Have it in the page cache: what was written past it is not there."""
+    for path in _files(target):
+        with path.open("rb", buffering=0) as file:
+            while file.read(4 << 20):
+                pass
+
+
 def _evict(target: Path) -> None:
-    for path in target.rglob("*") if target.is_dir() else [target]:
-        if path.is_file():
-            with path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for path in _files(target):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:

@@ -102,7 +102,8 @@ static int write_tail(struct fc_blob *blob, struct fc_error *err)
     size_t length = (size_t)(blob->size % FC_DIRECT_ALIGN);
     if (blob->memory_align == 0 || length == 0)
         return 0;
-    (void)fc_set_direct(blob->fd, false);
+    if (!fc_set_direct(blob->fd, false))
+        return fc_fail(err, "end of O_DIRECT");
     return fc_write_at(blob->fd, blob->tail, length, blob->size - (off_t)length, err);
 }
 

@@ -12,14 +12,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef SYS_openat2
 #define SYS_openat2 437
-#endif
-#ifndef SYS_cachestat
-#define SYS_cachestat 451
 #endif
 #ifndef SYS_renameat2
 #if defined(__x86_64__)
@@ -231,20 +227,6 @@ int fc_write_at(int fd, const void *data, size_t length, off_t offset, struct fc
     return 0;
 }
 
-/* Before Linux 6.5: whether a few bytes, here and there, can be had without waiting for the disk. */
-static bool is_resident_by_reading(int fd, off_t size)
-{
-    char byte;
-    struct iovec to = {&byte, 1};
-    const int places = 8;
-    for (off_t i = 0; i < places; i++) {
-        ssize_t count = preadv2(fd, &to, 1, size / places * i, RWF_NOWAIT);
-        if (count < 0)
-            return errno != EAGAIN; /* EOPNOTSUPP: who cannot say is taken for resident, and mapped */
-    }
-    return true;
-}
-
 ssize_t fc_read_some(int fd, void *data, size_t length, off_t offset, struct fc_error *err)
 {
     ssize_t count;
@@ -267,37 +249,6 @@ ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_er
         left -= (size_t)count;
     }
     return (ssize_t)(length - left);
-}
-
-/* Pages of a stretch of a file that are in the page cache; -1 where the kernel (before 6.5) cannot tell. */
-static int64_t count_cached(int fd, off_t offset, off_t length)
-{
-    /* As <linux/mman.h> has them. */
-    struct {
-        uint64_t offset, length;
-    } range = {(uint64_t)offset, (uint64_t)length};
-    struct {
-        uint64_t cached, dirty, writeback, evicted, recently_evicted;
-    } found;
-    return syscall(SYS_cachestat, fd, &range, &found, 0) < 0 ? -1 : (int64_t)found.cached;
-}
-
-bool fc_is_resident(int fd, off_t size)
-{
-    /* Asking about all of it would take the kernel as long as mapping it: 10 ns for each page. */
-    const off_t page = sysconf(_SC_PAGESIZE), stretch = 32 * page, places = 3;
-    int64_t cached = 0, pages = 0;
-    for (off_t i = 0; i < places; i++) {
-        off_t offset = (size - stretch) / (places - 1) * i / page * page;
-        int64_t count = size <= places * stretch ? count_cached(fd, 0, size) : count_cached(fd, offset, stretch);
-        if (count < 0)
-            return is_resident_by_reading(fd, size);
-        cached += count;
-        if (size <= places * stretch)
-            return cached >= size / page * 2 / 3;
-        pages += stretch / page;
-    }
-    return cached >= pages * 2 / 3;
 }
 
 int fc_get_size(int fd, off_t *size, struct fc_error *err)

@@ -1,7 +1,7 @@
 /*
  * One function per system call, and each of them finishes what it began: it goes on after EINTR, after a short count,
- * and past the 2 GiB that Linux moves in one call. Nothing above this file calls the system for a file (for
- * memory, map.c does).
+ * and past the 2 GiB that Linux moves in one call. Nothing above this file calls the system for a file, but
+ * map.c for its memory and resident.c for a guess.
  *
  * Paths are relative to an open folder. A reader never trusts what lies in that folder: see fc_open_file.
  * All functions may block on the disk and none needs the Python GIL.
@@ -50,12 +50,6 @@ bool fc_set_direct(int fd, bool direct);
  * have that, or asks for offsets or addresses aligned to more than `most`, which is also what is said for lack of knowledge.
  */
 size_t fc_get_memory_align(int fd, size_t most);
-
-/*
- * Whether a file of `size` bytes lies in the page cache, two thirds of it at least, judged by samples: with more missing, a
- * map of it would be slower than to read all of it past the cache. Where nobody can tell: true.
- */
-bool fc_is_resident(int fd, off_t size);
 
 /* Write all `length` bytes at `offset`. After an error an unknown part of them is in the file. */
 int fc_write_at(int fd, const void *data, size_t length, off_t offset, struct fc_error *err);

@@ -15,6 +15,7 @@
 #include "io.h"
 #include "map.h"
 #include "pool.h"
+#include "resident.h"
 
 /* `path` becomes "folder/file"; false when it would be longer than the kernel takes. */
 static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
@@ -286,6 +287,8 @@ static void read_turn(void *context, size_t i)
         return;
     if (fc_read_part(all->dirfd, part, &part->found, &part->err) < 0)
         atomic_store_explicit(&all->failed, true, memory_order_relaxed);
+    else
+        part->err.code = 0; /* O_DIRECT may have been refused on the way */
 }
 
 int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, size_t *failed)

@@ -7,8 +7,10 @@
 
 import sys
 
+from fastckpt.background import SaveHandle, release_memory, save_async
 from fastckpt.codec import codec_for
 from fastckpt.errors import (
+    BusyError,
     CheckpointError,
     CommitUncertain,
     CorruptError,
@@ -29,17 +31,21 @@ if sys.modules.get("torch"):
     codec_for("torch")  # now, so that the first load need not wait for it
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "CommitUncertain",
     "CorruptError",
     "FormatError",
     "MismatchError",
     "NotCommittedError",
+    "SaveHandle",
     "Snapshot",
     "UnsupportedError",
     "load",
     "load_into",
     "open",
+    "release_memory",
     "save",
+    "save_async",
     "verify",
 ]

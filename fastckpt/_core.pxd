@@ -17,9 +17,6 @@ cdef extern from "error.h" nogil:
 cdef extern from "io.h" nogil:
     unsigned int FC_RENAME_NOREPLACE
     unsigned int FC_RENAME_EXCHANGE
-    int fc_open_file(int dirfd, const char *path, off_t *size, fc_error *err)
-    bint fc_is_resident(int fd, off_t size)
-    void fc_close_read(int fd)
     int fc_sync_file(int fd, fc_error *err)
     int fc_sync_system(int fd, fc_error *err)
     int fc_rename(int olddir, const char *old, int newdir, const char *new, unsigned int flags, fc_error *err)
@@ -106,6 +103,10 @@ cdef extern from "map.h" nogil:
     int fc_map_files(int dirfd, fc_map_job *jobs, size_t count, int advice, size_t *failed, fc_error *err)
     void fc_unmap(void *address, size_t size)
     int fc_advise(void *address, size_t offset, size_t length, int advice, fc_error *err)
+
+
+cdef extern from "resident.h" nogil:
+    bint fc_is_resident_at(int dirfd, const char *path)
 
 
 cdef extern from "canon.h" nogil:

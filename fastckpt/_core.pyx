@@ -42,6 +42,7 @@ cdef extern from *:
     int _HUGEPAGE "MADV_HUGEPAGE"
     int _POPULATE_READ "MADV_POPULATE_READ"
     int _POPULATE_WRITE "MADV_POPULATE_WRITE"
+    int _WIPEONFORK "MADV_WIPEONFORK"
 
 cdef extern from "Python.h":
     int PyUnicode_FSConverter(object path, void *result) except 0

@@ -106,13 +106,16 @@ cdef class File:
         return 0
 
 
-def allocate(sizes):
+def allocate(sizes, *, bint inherited=True):
     """Give fresh, zeroed memory, in huge pages where it is much and the system has them.
 
     Parameters
     ----------
     sizes : sequence of int
         In bytes.
+    inherited : bool
+        Whether a forked child has the content. Without, it has zeros, and neither process copies the pages of the other
+        when it writes there.
 
     Returns
     -------
@@ -136,6 +139,8 @@ def allocate(sizes):
     cdef size_t room = total
     with nogil:
         rc = fc_make_block(room, &block, &address, &err)
+        if rc == 0 and not inherited:
+            fc_advise(address, 0, room, _WIPEONFORK, &err)  # a wish
     if rc < 0:
         raise MemoryError(f"{total} bytes: {os.strerror(err.code)}")
     for mapping, size in zip(mappings, wanted):

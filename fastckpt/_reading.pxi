@@ -81,32 +81,6 @@ def read_parts(int dirfd, parts, *, size_t threads=1):
     PyErr_CheckSignals()
 
 
-def is_resident(int dirfd, path):
-    """Tell whether a file lies in the page cache, most of it at least; where nobody can tell, True.
-
-    Parameters
-    ----------
-    dirfd : int
-        The snapshot.
-    path : str or bytes
-        A regular file in it, reached without any symbolic link.
-    """
-    cdef fc_error err
-    cdef off_t size = 0
-    cdef int fd
-    cdef bint resident = False
-    cdef bytes encoded = _encode(path)
-    cdef const char *name = PyBytes_AS_STRING(encoded)
-    with nogil:
-        fd = fc_open_file(dirfd, name, &size, &err)
-        if fd >= 0:
-            resident = fc_is_resident(fd, size)
-            fc_close_read(fd)
-    if fd < 0:
-        _fail(&err, path)
-    return resident
-
-
 def share_file(int dirfd, path, off_t size):
     """Map a whole file privately, as memory that can be given away in parts (`Mapping.part`).
 
@@ -140,3 +114,17 @@ def share_file(int dirfd, path, off_t size):
         _fail_reading(&err, path, 0, size, found)
     mapping.address, mapping.size, mapping.block = address, <size_t>size, block
     return mapping
+
+
+def is_resident(int dirfd, path):
+    """Guess whether a file lies in the page cache, nearly whole; True for what cannot be opened, or where nobody knows.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    path : str or bytes
+        A file in it.
+    """
+    cdef bytes encoded = _encode(path)
+    return fc_is_resident_at(dirfd, PyBytes_AS_STRING(encoded))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
+from fastckpt.blobs import GATHER, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
 from fastckpt.slicing import Parts
@@ -43,7 +43,7 @@ class NumpyCodec:
             yield whole
             return
         native = obj.dtype.newbyteorder("<")
-        room = np.empty(min(obj.size, PIECE // obj.itemsize), native)
+        room = np.empty(min(obj.size, GATHER // obj.itemsize), native)
         for index in row_pieces(obj.shape, obj.itemsize):
             part = obj[index]
             piece = room[: part.size].reshape(part.shape)
@@ -53,6 +53,10 @@ class NumpyCodec:
     def whole(self, obj: np.ndarray[Any, Any]) -> Any:
         in_order = obj.flags.c_contiguous and obj.dtype == obj.dtype.newbyteorder("<")
         return _bytes_of(obj) if in_order else None
+
+    def collect(self, pairs: Sequence[tuple[Any, Any]], memory: Any) -> None:  # noqa: ARG002
+        for obj, room in pairs:
+            np.copyto(room.view(obj.dtype.newbyteorder("<")).reshape(obj.shape), obj)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> np.ndarray[Any, Any]:
         own = self.dtype(dtype, where)

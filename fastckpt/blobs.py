@@ -11,9 +11,10 @@ from fastckpt.dtypes import DType
 from fastckpt.lanes import Far, Lane
 from fastckpt.slicing import Parts
 
-__all__ = ["PIECE", "Blob", "Codec", "Memory", "row_pieces"]
+__all__ = ["GATHER", "PIECE", "Blob", "Codec", "Memory", "row_pieces"]
 
-PIECE = 4 << 20  # bytes gathered at a time, a thread, from a tensor that does not lie in one run of host memory
+PIECE = 4 << 20  # bytes of one write, where they are many
+GATHER = 1 << 20  # bytes gathered at a time, a thread, from a tensor that does not lie in one run of host memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,9 @@ class Codec(Protocol):
     def whole(self, obj: Any) -> Any:
         """Give the tensor's own memory as one buffer, if that is its elements in C order and the host's; else None."""
 
+    def collect(self, pairs: Sequence[tuple[Any, Any]], memory: Any) -> None:
+        """Copy the elements of each tensor, in C order, into an array of bytes, 64-aligned: parts of `memory`."""
+
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
         """Make a tensor over a writable buffer, without a copy."""
 
@@ -121,7 +125,7 @@ class Codec(Protocol):
         """Undo `pack`."""
 
 
-def row_pieces(shape: tuple[int, ...], itemsize: int, limit: int = PIECE) -> Iterator[tuple[Any, ...]]:
+def row_pieces(shape: tuple[int, ...], itemsize: int, limit: int = GATHER) -> Iterator[tuple[Any, ...]]:
     """Give indices that cut an array, in C order, into blocks of at most `limit` bytes (one element at least)."""
     if not shape or math.prod(shape) * itemsize <= limit:
         yield ()

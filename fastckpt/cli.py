@@ -1,4 +1,4 @@
-"""The command line: ls, show, verify and diff; doctor is in a file of its own.
+"""The command line: ls, show, verify and diff; doctor and bench are in files of their own.
 
 On a terminal it prints for people; into a pipe or a file it prints one record a line with tabs between the fields, no
 headings, no colours, nothing shortened to a width; with --json one JSON document.
@@ -19,6 +19,7 @@ import click
 
 import fastckpt
 from fastckpt import documents
+from fastckpt.bench.command import bench
 from fastckpt.cli_doctor import doctor
 from fastckpt.contents import Entry, reading
 from fastckpt.diffing import diff
@@ -87,6 +88,7 @@ def commands() -> None:
 
 
 commands.add_command(doctor)
+commands.add_command(bench)
 
 _folder = click.argument("path", metavar="DIR", type=click.Path())
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")

@@ -26,7 +26,7 @@ from fastckpt.layout import DONE
 from fastckpt.staging import Stage, remove_tree, retire
 from fastckpt.target import Target, previous_of
 
-__all__ = ["previous_of", "staging"]
+__all__ = ["previous_of", "staging", "target_of"]
 
 _PUBLISH_WAIT = 600.0  # seconds that another save may take to publish and to delete what it replaced
 _SAVE_WAIT = 86400.0  # where folders cannot be locked: seconds that another save may take as a whole
@@ -34,6 +34,13 @@ _ATTEMPTS = 100  # other saves of the same target may come between
 _LOCK_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_RENAMEAT2 = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # EPERM: some sandboxes
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY}
+
+
+def target_of(path: str, overwrite: bool) -> str:
+    """Give the path without links; refuse now what `staging` would refuse, as far as one look tells."""
+    with closing(Target(path)) as target, named(target.path):
+        target.check(overwrite, closely=False)
+        return target.path
 
 
 @contextmanager

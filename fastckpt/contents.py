@@ -28,7 +28,7 @@ T = TypeVar("T")
 Look = Literal["none", "all", "resident"]
 
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
-_READERS = 16  # threads: on a cold disk each waits for its own folder
+_READERS = 16
 _WORTH_A_THREAD = 40  # folders
 _ATTEMPTS = 100
 _DEPTH = 50  # slashes in a key of others
@@ -95,6 +95,8 @@ class Contents:
         The tensors in their saved order; by name where others wrote them.
     blobs : dict of str to Mapping
         The bytes of some tensors, by folder: those that were read or mapped already.
+    looked : bool
+        Whether anybody has asked already which blobs can be mapped.
     notes : list of str
         What was passed over, for a warning.
     """
@@ -104,6 +106,7 @@ class Contents:
         self.fd = fd
         self.notes: list[str] = []
         self.blobs: dict[str, _core.Mapping] = {}
+        self.looked = look != "none"
         self.marker = read_marker(path, fd)
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
@@ -156,9 +159,15 @@ class Contents:
     def _scan(
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[bytes | int, int | _core.Mapping]]:
-        threads = min(_READERS, -(-len(folders) // _WORTH_A_THREAD))
+        threads = min(self._readers(folders), -(-len(folders) // _WORTH_A_THREAD))
         maps = look != "none" and len(folders) <= MAP_LIMIT
         return _core.scan(self.fd, folders, map=maps, resident=look == "resident", metas=metas, threads=threads)
+
+    def _readers(self, folders: Sequence[str]) -> int:
+        """How many threads: where files must come from the disk, each waits for its own."""
+        samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
+        cold = any(not _core.is_resident(self.fd, f"{folder}/{META}") for folder in samples)
+        return _READERS if cold else len(os.sched_getaffinity(0))
 
     def _metas(self, folders: Sequence[str], look: Look) -> dict[str, Meta]:
         """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""

@@ -7,6 +7,7 @@ What the *format* forbids is one of these; what the *system* refuses (no space, 
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "CommitUncertain",
     "CorruptError",
@@ -19,6 +20,10 @@ __all__ = [
 
 class CheckpointError(Exception):
     """Base of all errors that fastckpt itself raises."""
+
+
+class BusyError(CheckpointError):
+    """Another ``save_async`` of this process has not ended yet, and the caller would not wait."""
 
 
 class NotCommittedError(CheckpointError):

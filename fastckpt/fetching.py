@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fastckpt import _core, parallel
 from fastckpt.contents import Contents, Entry, Look
-from fastckpt.digests import combined, crc32, refuse_unless_same, wanted_crc
+from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.errors import CorruptError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
@@ -25,10 +25,9 @@ __all__ = [
     "SMALL",
     "WAITERS",
     "Allocate",
-    "Crcs",
     "Mode",
-    "compare",
     "fetch",
+    "forget_loads",
     "look_for",
     "map_blobs",
     "map_files",
@@ -42,7 +41,6 @@ MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
 
 Part = tuple[str, int, Any, int, int]  # path, offset, memory, size of the file, room: as _core.read_parts wants them
 
-Crcs = dict[str, list[tuple[int, int]]]  # by blob, the CRC and the length of each of its parts
 Allocate = Callable[[list[int]], list[_core.Mapping]]
 
 PART = 4 << 20  # bytes that a thread reads at a time
@@ -52,6 +50,9 @@ DEPTH = 8  # threads that read from a disk: what is asked at the same time, it c
 WAITERS = 16  # threads that wait for a server
 SMALL = 16 << 10  # bytes: what is not larger is read through the page cache
 
+_REMEMBERED = 1000  # snapshots
+
+_seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see _seen_before
 _log = logging.getLogger("fastckpt")
 
 
@@ -88,7 +89,7 @@ def fetch(
         The tensors.
     mode : {"auto", "mmap", "read", "direct"}
         ``mmap``: map all. ``read``: read through the page cache. ``direct``: read past it. ``auto``: map what lies in
-        the page cache, and read what does not past it; over a network read all.
+        the page cache, and read what does not past it, but map it the second time; over a network read all.
     threads : int, optional
         That read.
     verify : bool
@@ -107,14 +108,12 @@ def fetch(
         _move(contents, [entry.blob for entry in entries], allocate)
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
     missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
-    if (
-        missing and mode == "auto" and not contents.blobs and allocate is None
-    ):  # nobody has looked yet: not all tensors are wanted
+    if missing and mode == "auto" and allocate is None and not contents.looked:  # not all tensors are wanted
         look = look_for(mode, contents.fd)
         if look != "none":
             contents.look_at(missing, look)
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
-    if mode == "mmap":
+    if mode == "mmap" or (mode == "auto" and allocate is None and missing and _seen_before(contents, missing)):
         map_blobs(contents, missing)
         missing = {}
     _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
@@ -128,6 +127,27 @@ def _move(contents: Contents, blobs: Sequence[str], allocate: Allocate) -> None:
     for (blob, copy), memory in zip(copies.items(), allocate([*map(len, copies.values())]), strict=True):
         memoryview(memory)[:] = memoryview(copy)
         contents.blobs[blob] = memory
+
+
+def _seen_before(contents: Contents, blobs: dict[str, int]) -> bool:
+    """Tell whether this process has read what is cold here once already: then it is worth the page cache's memory, and
+    is mapped this time. Not what takes more than half of the memory that there is, and not over a network."""
+    if filesystem_of(contents.fd).remote:
+        return False
+    status = os.fstat(contents.fd)
+    identity = status.st_dev, status.st_ino, status.st_mtime_ns
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    if identity in _seen and sum(blobs.values()) < free // 2:
+        return True
+    if len(_seen) >= _REMEMBERED:
+        _seen.clear()
+    _seen.add(identity)
+    return False
+
+
+def forget_loads() -> None:
+    """Let every load be the first one again. For measurements that evict files from the page cache."""
+    _seen.clear()
 
 
 def map_blobs(contents: Contents, blobs: dict[str, int]) -> None:
@@ -202,8 +222,8 @@ def _read(
     threads = threads or (WAITERS if system.remote else DEPTH if direct else len(os.sched_getaffinity(0)))
     for run in _runs(blobs):
         contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
-    cold = {blob: direct and not (allocate and mode == "auto" and _is_resident(contents, blob)) for blob in blobs}
-    parts = [part for blob in blobs for part in _parts(blob, contents.blobs[blob], cold[blob])]
+    warm = {b for b in blobs if allocate and mode == "auto" and _core.is_resident(contents.fd, f"{b}/{OUT}")}
+    parts = [part for b in blobs for part in _parts(b, contents.blobs[b], direct and b not in warm)]
     try:
         if digests:
             _read_and_check(contents, parts, threads, digests)
@@ -211,13 +231,6 @@ def _read(
         for batch in _batches(parts):
             _core.read_parts(contents.fd, batch, threads=threads)
     except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
-
-
-def _is_resident(contents: Contents, blob: str) -> bool:
-    try:
-        return _core.is_resident(contents.fd, f"{blob}/{OUT}")
-    except OSError as problem:
         raise with_path(problem, contents.path) from None
 
 
@@ -259,7 +272,7 @@ def _read_and_check(contents: Contents, parts: list[Part], threads: int, digests
     found: Crcs = {}
     for part, crc in zip(parts, parallel.run(work, parts, threads), strict=True):
         found.setdefault(part[0].removesuffix(f"/{OUT}"), []).append(crc)
-    compare(contents, found, digests)
+    compare(contents.path, found, digests)
 
 
 def _check(contents: Contents, digests: dict[str, str | None], threads: int | None) -> None:
@@ -273,12 +286,4 @@ def _check(contents: Contents, digests: dict[str, str | None], threads: int | No
     found: Crcs = {blob: [] for blob in views}
     for part, crc in zip(parts, parallel.run(work, parts, threads or len(os.sched_getaffinity(0))), strict=True):
         found[part[0]].append(crc)
-    compare(contents, found, digests)
-
-
-def compare(contents: Contents, found: Crcs, digests: dict[str, str | None]) -> None:
-    for blob, crcs in found.items():
-        digest = digests[blob]
-        if digest is not None:
-            where = f"{contents.path}/{blob}/{OUT}"
-            refuse_unless_same(combined(crcs), wanted_crc(digest, where), where)
+    compare(contents.path, found, digests)

@@ -162,7 +162,7 @@ def _send(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> list[tu
 def _fill_by_rows(target: _Target, entry: Entry, contents: Contents) -> None:
     dtype, at = entry.meta.dtype, 0
     (room,) = _core.allocate([min(entry.meta.nbytes, PIECE)])
-    for index in row_pieces(target.shape, dtype.itemsize):
+    for index in row_pieces(target.shape, dtype.itemsize, PIECE):
         part = target.value[index]
         view = memoryview(room)[: math.prod(part.shape) * dtype.itemsize]
         read_at(contents, entry, at, view)

@@ -59,7 +59,8 @@ def load(
         How the bytes come. ``mmap``: every tensor is a private map of its file; nothing is read until it is touched, it
         can be changed in place, and the file never changes. ``read``: all is read into memory now. ``direct``: the
         same, past the page cache. ``auto``: maps of what lies in the page cache, the rest read past it at the speed of
-        the device; over a network all is read.
+        the device; when a process loads the same snapshot again, the rest is mapped, so that the page cache gets it.
+        Over a network all is read.
     mmap : bool, optional
         torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
     prefetch : bool

@@ -1,10 +1,13 @@
-"""Several threads at one list of jobs. What they do is system calls, made without the GIL."""
+"""Several threads at one list of jobs. What they do is system calls, made without the GIL.
+
+Plain threads: Python's pools take no work once the main thread has ended, when a save may still run in the background.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Thread
 from typing import Any, TypeVar
 
 __all__ = ["run"]
@@ -23,7 +26,7 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
     jobs : sequence
         Taken in order, each by whoever is free.
     threads : int
-        At least 1.
+        At least 1. A thread that the system refuses is done without.
 
     Returns
     -------
@@ -37,6 +40,8 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
     """
     results: list[Any] = [None] * len(jobs)
     todo = deque(enumerate(jobs))
+    problems: list[BaseException] = []
+    helpers: list[Thread] = []
 
     def take() -> tuple[int, Job] | None:
         try:
@@ -45,26 +50,44 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
             return None
 
     def worker() -> None:
-        try:
-            while taken := take():
-                results[taken[0]] = work(taken[1])
-        except BaseException:
-            todo.clear()
-            raise
+        while taken := take():
+            results[taken[0]] = work(taken[1])
 
-    helpers = min(threads, len(jobs)) - 1
-    if helpers < 1:
-        worker()
-        return results
-    with ThreadPoolExecutor(helpers, "fastckpt") as pool:
-        others = [pool.submit(worker) for _ in range(helpers)]
+    def helper() -> None:
         try:
             worker()
-            wait(others)
-        except BaseException:
+        except BaseException as problem:  # noqa: BLE001
             todo.clear()
-            wait(others)
-            raise
-    for other in others:
-        other.result()
-    return results
+            problems.append(problem)
+
+    try:
+        _start(helper, min(threads, len(jobs)) - 1, helpers)
+        worker()
+        _wait_for(helpers)
+    except BaseException:
+        todo.clear()
+        _wait_for(helpers)
+        raise
+    try:
+        if problems:
+            raise problems[0]
+        return results
+    finally:
+        problems.clear()  # whose frames hold this one
+
+
+def _start(work: Callable[[], None], count: int, started: list[Thread]) -> None:
+    for _ in range(count):
+        thread = Thread(target=work, name="fastckpt", daemon=False)
+        started.append(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads; or, in some Pythons, the main one has ended
+            started.pop()
+            return
+
+
+def _wait_for(threads: list[Thread]) -> None:
+    for thread in threads:
+        if thread.is_alive():  # one that an interrupt kept from starting cannot be waited for
+            thread.join()

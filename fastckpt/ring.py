@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -19,7 +19,7 @@ from fastckpt.codec import Codec
 from fastckpt.lanes import Copy, Lane, Ticket
 from fastckpt.rooms import ROOM, ROOMS, Room
 
-__all__ = ["Drawer", "Load", "Part", "Piece", "pack", "stream"]
+__all__ = ["Drawer", "Drawn", "Load", "Piece", "pack", "stream"]
 
 Note = TypeVar("Note")
 
@@ -36,8 +36,16 @@ class Piece(NamedTuple):
     flat: Any
 
 
+class Drawn(NamedTuple):
+    """How to get the bytes of a tensor: `part` gives those at an offset, so many, for a while; `aligned`: its
+    address is fit for O_DIRECT."""
+
+    part: Callable[[int, int], AbstractContextManager[Any]]
+    nbytes: int
+    aligned: bool
+
+
 Load: TypeAlias = list[Piece]  # what travels in one room
-Part: TypeAlias = Callable[[int, int], AbstractContextManager[Any]]  # the bytes at an offset, so many, for a while
 
 
 def pack(blobs: Iterable[tuple[str, int, Any]]) -> list[Load]:
@@ -131,6 +139,14 @@ def _return(rooms: list[Room], lanes: Sequence[Lane]) -> None:
         lanes[0].give_back(rooms)
 
 
+def _near(whole: Any) -> Drawn | None:
+    """What lies with the host is there."""
+    if whole is None:
+        return None
+    memory = memoryview(whole).cast("B")
+    return Drawn(lambda at, length: nullcontext(memory[at : at + length]), memory.nbytes, aligned=False)
+
+
 class Drawer:
     """Draws tensors from their devices, part by part, for any number of threads: a context manager.
 
@@ -154,18 +170,18 @@ class Drawer:
     def __exit__(self, *_: object) -> None:
         _return(self._rooms, list(self._lanes.values()))
 
-    def part_of(self, codec: Codec, tensor: Any) -> Part | None:
-        """Say how to get the parts of a tensor, none of them larger than a room; None where it lies with the host.
+    def draw(self, codec: Codec, tensor: Any) -> Drawn | None:
+        """Say how to get the parts of a tensor that lies in order, none of them larger than a room; None for another.
 
         They have what the calling thread has asked of the device before.
         """
         far = codec.far(tensor)
         if far is None:
-            return None
+            return _near(codec.whole(tensor))
         lane = self._lanes.get(far.device)
         if lane is None:
             lane = self._lanes[far.device] = self._lane(codec, far.device)
-        return partial(self._part, lane, far.flat)
+        return Drawn(partial(self._part, lane, far.flat), len(far.flat), aligned=True)
 
     def _lane(self, codec: Codec, device: str) -> Lane:
         lane = codec.lane(device)

@@ -11,10 +11,11 @@ from fastckpt import tree
 from fastckpt.codec import KINDS
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
+from fastckpt.handles import named
 from fastckpt.plan import WritePlan
 from fastckpt.writing import Progress, way_for, write_items
 
-__all__ = ["plan_of", "save", "write_plan"]
+__all__ = ["check_path", "plan_of", "save", "settle", "write_plan"]
 
 
 def save(
@@ -73,8 +74,10 @@ def save(
     -----
     The layout is OneFlow's (``oneflow.save`` up to 0.5); the order of the commit stands in ``fastckpt.commit``.
     """
-    _check_arguments(path, global_dst_rank, foreign)
+    check_path(path)
+    _check_foreign(global_dst_rank, foreign)
     plan = plan_of(obj, index)
+    settle(plan)
     write_plan(plan, path, threads=threads, overwrite=overwrite, durable=durable, digest=digest)
 
 
@@ -83,6 +86,12 @@ def plan_of(obj: Any, index: bool) -> WritePlan:
     obj = KINDS.state_of(obj)
     leaves, record = tree.flatten(obj, KINDS)
     return WritePlan.of(leaves, record, flat=tree.is_flat(obj, KINDS), index=index)
+
+
+def settle(plan: WritePlan) -> None:
+    """Wait until what the calling thread has asked of the tensors' devices is done: those that write do not wait."""
+    for codec in {id(item.codec): item.codec for item in plan.items}.values():
+        codec.settle([item.value for item in plan.items if item.codec is codec])
 
 
 def write_plan(
@@ -97,18 +106,23 @@ def write_plan(
 ) -> None:
     """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
     with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
-        way = way_for(stage.fd, threads, durable=durable, digest=digest)
+        with named(stage.path):
+            way = way_for(stage.fd, threads, durable=durable, digest=digest)
         digests = write_items(plan.items, stage, way, progress)
         stage.seal(itertools.chain([plan.marker(digests)], plan.small_blobs()), sync_all=durable and not way.sync)
 
 
-def _check_arguments(path: object, rank: int | None, foreign: dict[str, Any]) -> None:
+def check_path(path: Any) -> None:
+    """Refuse what cannot name a folder."""
     if hasattr(path, "write"):
         raise UnsupportedError("a snapshot is a folder, not a file-like object: pass the path of a folder")
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or os.PathLike, not {type(path).__name__}")
     if not os.fspath(path):  # which would be the current folder
         raise FileNotFoundError(errno.ENOENT, "an empty path", path)
+
+
+def _check_foreign(rank: int | None, foreign: dict[str, Any]) -> None:
     if rank not in (None, 0):
         raise UnsupportedError(f"global_dst_rank={rank}: one process writes the whole snapshot; call save on it alone")
     for name in foreign:

@@ -14,8 +14,8 @@ from typing import Any
 
 from fastckpt import _core
 from fastckpt.contents import Contents, Entry
-from fastckpt.digests import crc32
-from fastckpt.fetching import DEPTH, SMALL, WAITERS, Crcs, Mode, compare, with_path
+from fastckpt.digests import Crcs, compare, crc32
+from fastckpt.fetching import DEPTH, SMALL, WAITERS, Mode, with_path
 from fastckpt.filesystems import filesystem_of
 from fastckpt.lanes import Lane
 from fastckpt.layout import OUT
@@ -67,7 +67,7 @@ def send(
     found: Crcs = {}
     for blob, crc, length in (note for load in notes for note in load):
         found.setdefault(blob, []).append((crc, length))
-    compare(contents, found, {entry.blob: entry.meta.digest for entry, _ in targets})
+    compare(contents.path, found, {entry.blob: entry.meta.digest for entry, _ in targets})
 
 
 class _Filler:

@@ -51,6 +51,7 @@ class Stage:
         self._lock: Handle | None = None
         self._writing: set[int] = set()  # threads; whoever looks at `_over` is in it
         self._over = False
+        self._files: set[_core.File] = set()  # that are being filled
 
     def create(self, parent_fd: int) -> bool:
         """Make and lock it; False where folders cannot be locked."""
@@ -101,16 +102,30 @@ class Stage:
             self._finish_folder(folder, meta if isinstance(meta, bytes) else meta(), sync)
 
     def create_blob(self, folder: str, nbytes: int, *, direct: bool, writeback: bool) -> _core.File:
-        """Create one tensor's folder, and in it the file `out`, for threads to fill."""
+        """Create one tensor's folder, and in it the file `out`, for threads to fill; on an error neither is left."""
+        with self._not_over():
+            with named(os.path.join(self.path, folder)):
+                os.mkdir(folder, dir_fd=self.fd)
+            try:
+                with named(os.path.join(self.path, folder, OUT)):
+                    file = _core.File(self.fd, f"{folder}/{OUT}", nbytes, direct, writeback)
+                self._files.add(file)
+                return file
+            except BaseException:
+                remove_tree(folder, self.fd)  # or the next thread would find a folder, and say that instead
+                raise
+
+    def write_part(self, folder: str, file: _core.File, part: Any, at: int, bounce: _core.Mapping | None) -> None:
+        """Write one part of the file that `create_blob` gave; `bounce` as for its `write`."""
         with self._not_over(), named(os.path.join(self.path, folder, OUT)):
-            os.mkdir(folder, dir_fd=self.fd)
-            return _core.File(self.fd, f"{folder}/{OUT}", nbytes, direct, writeback)
+            file.write(part, at, bounce)
 
     def finish_blob(self, folder: str, file: _core.File, meta: bytes, *, sync: bool) -> None:
         """When all of the file is written: close it, and write its `meta`."""
         with self._not_over():
             with named(os.path.join(self.path, folder, OUT)):
                 file.finish(sync)
+            self._files.discard(file)
             self._finish_folder(folder, meta, sync)
 
     @staticmethod
@@ -131,10 +146,15 @@ class Stage:
             self._writing.discard(me)
 
     def end(self) -> None:
-        """Wait for other threads that write, and let none begin: a pool that was interrupted may have forgotten one."""
+        """Wait for other threads that write, and let none begin: a pool that was interrupted may have forgotten one.
+
+        Afterwards nothing is open in the folder.
+        """
         self._over = True
         while self._writing - {threading.get_ident()}:
             time.sleep(0.001)
+        while self._files:  # an error holds them; and NFS deletes no folder with an open file in it
+            self._files.pop().abandon()
 
     def link_tensor(self, folder: str, meta: bytes, twin: str, *, sync: bool) -> bool:
         """Create a folder whose `out` is a hard link to that of `twin`; False where that cannot be linked."""

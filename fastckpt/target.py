@@ -77,8 +77,9 @@ class Target:
         """Tell whether anything stands under a name in the parent folder."""
         return _mode(name, self.parent.fd) is not None
 
-    def check(self, overwrite: bool) -> None:
-        """Refuse what must not be replaced. Only under the lock is the answer final: another save may come between."""
+    def check(self, overwrite: bool, closely: bool = True) -> None:
+        """Refuse what must not be replaced, `closely`: every file of it is looked at. Only under the lock is the answer
+        final: another save may come between."""
         for _ in range(_ATTEMPTS):
             mode = _mode(self.name, self.parent.fd)
             if mode is None:
@@ -87,11 +88,11 @@ class Target:
                 raise FileExistsError(errno.EEXIST, "exists, and overwrite=False", self.path)
             if not stat.S_ISDIR(mode):
                 raise FormatError(f"{self.path}: a file, no snapshot folder, will not be replaced; choose another path")
-            if self._is_replaceable():
+            if self._is_replaceable(closely):
                 return
         raise OSError(errno.EBUSY, "other saves replace it all the time", self.path)
 
-    def _is_replaceable(self) -> bool:
+    def _is_replaceable(self, closely: bool) -> bool:
         """False when another folder took its place during the look at it."""
         try:
             folder = Handle(self.name, self.parent.fd)
@@ -102,21 +103,21 @@ class Target:
             seen = (status.st_dev, status.st_ino, status.st_mtime_ns)
             try:
                 if seen != self._checked:  # a look into 20,000 folders is dear, and under the lock others wait
-                    self._check_content(folder.fd)
-                    self._checked = seen
+                    self._check_content(folder.fd, closely)
+                    self._checked = seen if closely else None
                 return True
             except (FormatError, NotCommittedError, FileNotFoundError):
                 if folder.is_at(self.name, self.parent.fd):
                     raise
                 return False
 
-    def _check_content(self, fd: int) -> None:
-        if os.listdir(fd) and not stat.S_ISREG(_mode(DONE, fd) or 0):
+    def _check_content(self, fd: int, closely: bool) -> None:
+        if not stat.S_ISREG(_mode(DONE, fd) or 0) and os.listdir(fd):
             raise NotCommittedError(
                 f"{self.path}: a folder without {DONE} is no snapshot and will not be replaced; "
                 "choose another path, or delete it yourself"
             )
-        stranger = _stranger(fd, (DONE,))
+        stranger = _stranger(fd, (DONE,)) if closely else None
         if stranger is not None:
             raise FormatError(f"{self.path}/{stranger}: is no part of the snapshot and would be lost; move it away")
 

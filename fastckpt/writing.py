@@ -11,8 +11,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from fastckpt import _core, parallel
 from fastckpt.digests import combined, crc32, digest_text
 from fastckpt.filesystems import FileSystem, filesystem_of
 from fastckpt.plan import WriteItem
-from fastckpt.ring import Drawer, Part
+from fastckpt.ring import Drawer, Drawn
 from fastckpt.staging import Stage
 
 __all__ = ["PART", "Progress", "Way", "way_for", "write_items"]
@@ -102,7 +102,7 @@ def _dirty() -> int:
 def write_items(
     items: Sequence[WriteItem], stage: Stage, way: Way, progress: Progress | None = None
 ) -> dict[str, str | None]:
-    """Write every tensor, the largest first, so that no thread is left alone with one at the end; then the ties.
+    """Write every tensor, the larger ones first, so that no thread is left alone with one at the end; then the ties.
 
     Parameters
     ----------
@@ -122,8 +122,6 @@ def write_items(
     """
     save = _Save(stage, way, {})
     own = sorted((item for item in items if item.twin is None), key=lambda item: item.blob.nbytes, reverse=True)
-    for codec in {id(item.codec): item.codec for item in own}.values():
-        codec.settle([item.value for item in own if item.codec is codec])
 
     def work(job: _Job) -> None:
         job()
@@ -131,7 +129,7 @@ def write_items(
             progress(job.nbytes)
 
     with Drawer(way.threads) as drawer:
-        parallel.run(work, [job for item in own for job in _jobs_of(item, save, drawer)], way.threads)
+        parallel.run(work, _mixed([job for item in own for job in _jobs_of(item, save, drawer)]), way.threads)
     for item in items:
         if item.twin is not None:
             digest = save.digests[item.folder] = save.digests[item.twin]
@@ -166,25 +164,25 @@ class _Job(Protocol):
 
 
 def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
+    drawn = drawer.draw(item.codec, item.value) if item.blob.nbytes > _LARGE else None
     if item.blob.nbytes <= _LARGE:
         yield _Small(item, save)
-        return
-    drawn = drawer.part_of(item.codec, item.value)
-    part = drawn or _part_of(item.codec.whole(item.value))
-    if part is None:
+    elif drawn is None:
         yield _Gathered(item, save)
-        return
-    large = _Large(item, save, part, aligned=drawn is not None)
-    for at in range(0, item.blob.nbytes, PART):
-        yield _Part(large, at)
+    else:
+        save.stage.check_written(item.folder, item.blob.nbytes, drawn.nbytes)
+        large = _Large(item, save, drawn)
+        for at in range(0, item.blob.nbytes, PART):
+            yield _Part(large, at)
 
 
-def _part_of(whole: Any) -> Part | None:
-    """Parts of host memory are there."""
-    if whole is None:
-        return None
-    memory = memoryview(whole).cast("B")
-    return lambda at, length: nullcontext(memory[at : at + length])
+def _mixed(jobs: list[_Job]) -> list[_Job]:
+    """Spread the small jobs, which make the system create files, among the large ones, which make the device write."""
+    small = [job for job in jobs if type(job) is _Small]
+    large = [job for job in jobs if type(job) is not _Small]
+    places = [(at + 0.5) / len(large) for at in range(len(large))], [at / len(small) for at in range(len(small))]
+    mixed = sorted(zip([*places[0], *places[1]], [*large, *small], strict=True), key=itemgetter(0))
+    return [job for _, job in mixed]
 
 
 class _Small:
@@ -219,9 +217,11 @@ class _Gathered(_Small):
         folder, stage, way, at = self.item.folder, self.save.stage, self.save.way, 0
         file = stage.create_blob(folder, self.nbytes, direct=way.direct, writeback=way.writeback)
         for part in _packed(self._pieces(), self.save.room):
-            stage.check_written(folder, self.nbytes, max(self.nbytes, at + len(part)))
-            file.write(part, at)
-            at += len(part)
+            end = at + len(part)
+            if end > self.nbytes or len(part) < len(self.save.room):  # a room that is not full is the last
+                stage.check_written(folder, self.nbytes, end)
+            stage.write_part(folder, file, part, at, None)
+            at = end
         stage.check_written(folder, self.nbytes, at)
         stage.finish_blob(folder, file, self._text(), sync=way.sync)
 
@@ -243,13 +243,12 @@ def _packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
 
 
 class _Large:
-    """One large tensor that lies in order, while its parts are written; `aligned` ones can be as they are."""
+    """One large tensor that lies in order, while its parts are written."""
 
-    def __init__(self, item: WriteItem, save: _Save, part: Part, *, aligned: bool) -> None:
+    def __init__(self, item: WriteItem, save: _Save, drawn: Drawn) -> None:
         self.item = item
         self.save = save
-        self.part = part
-        self.aligned = aligned
+        self.drawn = drawn
         self._lock = threading.Lock()
         self._file: _core.File | None = None
         self._crcs: dict[int, tuple[int, int]] = {}
@@ -291,7 +290,8 @@ class _Part:
     def __call__(self) -> None:
         large = self.large
         file = large.opened()
-        with large.part(self.at, self.nbytes) as part:
+        with large.drawn.part(self.at, self.nbytes) as part:
             crc = crc32(part) if large.save.way.digest else 0
-            file.write(part, self.at, large.save.room if file.direct and not large.aligned else None)
+            room = large.save.room if file.direct and not large.drawn.aligned else None
+            large.save.stage.write_part(large.item.folder, file, part, self.at, room)
         large.done(self.at, crc, self.nbytes)

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ import seccomp
 
 import fastckpt
 from fastckpt import _core, writing
+from fastckpt.filesystems import FileSystem
 
 STRACE = shutil.which("strace")
 BEGIN, END = "/begin", "/end"  # asked for, so that a log shows where the save began and ended
@@ -55,6 +57,12 @@ def big(seed: int) -> dict[str, Any]:
     return {"large": shared, "tied": shared, "small": np.array([seed])}
 
 
+def large(seed: int) -> dict[str, Any]:
+    """In one run and not, each of more than one part and of a length that no block has."""
+    run = np.full(170_000, seed, np.float64)
+    return {"run": run, "tied": run, "turned": np.full((400, 413), seed, np.float64).T, "small": np.array([seed])}
+
+
 def bare(seed: int) -> dict[str, Any]:
     return {"none": np.zeros((0, seed)), "scalar": np.array(seed + 0.5)}
 
@@ -68,11 +76,14 @@ CASES: dict[str, tuple[Any, Any]] = {
     "bare": (bare(1), bare(2)),
     "kind": (flat(1), nested(2)),
     "big": (big(1), big(2)),
+    "large": (large(1), large(2)),
     "older": (None, bare(1)),
 }
-#: How it is saved: synced one by one or all at once; without renameat2; without locks on folders as well. Also with
-#: "threads" or "threads-syncfs", as it is normally; the others take their steps in one order.
-WAYS = ("each", "syncfs", "renames", "lockfile")
+#: How it is saved: synced one by one or all at once; large blobs past the page cache; without renameat2; without locks
+#: on folders as well. Also with "threads" in front of the first three, as it is normally; these take their steps in one
+#: order. And "lax": not durable.
+WAYS = ("each", "syncfs", "direct", "direct-syncfs", "renames", "lockfile")
+_PART = 512 << 10  # bytes, where large blobs are to have several
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
@@ -106,16 +117,27 @@ def loaded(path: Path) -> Any:
 
 
 @contextmanager
-def fast_folder() -> Iterator[Path]:
+def fast_folder(way: str = "") -> Iterator[Path]:
     """A folder in memory where there is one: what a killed process leaves does not depend on the disk."""
     memory = "/dev/shm"
     roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 100 << 20
-    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
+    in_memory = roomy and ("direct" not in way or takes_direct(memory))
+    with tempfile.TemporaryDirectory(dir=memory if in_memory else None) as folder:
         yield Path(folder).resolve()
 
 
+def takes_direct(folder: str | Path) -> bool:
+    """Whether files there can be written with O_DIRECT."""
+    with tempfile.TemporaryFile(dir=folder) as file, mmap.mmap(-1, _core.DIRECT_ALIGN) as page:
+        try:
+            fcntl.fcntl(file, fcntl.F_SETFL, os.O_DIRECT)
+            return os.pwrite(file.fileno(), page, 0) == len(page)
+        except OSError:
+            return False
+
+
 #: Whatever changes the disk or a lock; a process that dies elsewhere leaves what it leaves at the next of these.
-CHANGES = "mkdirat,openat,pwrite64,fsync,syncfs,renameat,renameat2,linkat,unlinkat,flock"
+CHANGES = "mkdirat,openat,fallocate,ftruncate,pwrite64,fsync,syncfs,renameat,renameat2,linkat,unlinkat,flock"
 
 
 # --- the process that saves -------------------------------------------------------------------------------------------
@@ -123,7 +145,7 @@ CHANGES = "mkdirat,openat,pwrite64,fsync,syncfs,renameat,renameat2,linkat,unlink
 
 #: The functions through which a save changes or locks anything.
 STEPS: tuple[tuple[Any, str], ...] = (
-    *((_core, name) for name in ("write", "sync_dir", "syncfs", "renameat2")),
+    *((_core, name) for name in ("write", "File", "sync_dir", "syncfs", "renameat2")),
     *((os, name) for name in ("mkdir", "link", "rename", "unlink", "rmdir", "open")),
     (fcntl, "flock"),
 )
@@ -146,8 +168,19 @@ def every_step(before: Callable[[int, str], None], after: Callable[[int, str], N
 
         return step
 
+    class Watched:
+        """A file whose parts and whose end are steps as well."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self._file = real_file(*arguments)
+            self.direct = self._file.direct
+            self.write = counted("File.write", self._file.write)
+            self.finish = counted("File.finish", self._file.finish)
+            self.abandon = self._file.abandon
+
+    real_file = _core.File
     for owner, name, real in kept:
-        setattr(owner, name, counted(name, real))
+        setattr(owner, name, counted(name, Watched if name == "File" else real))
     try:
         yield names
     finally:
@@ -173,6 +206,10 @@ def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool 
     if not way.startswith("threads"):
         patch(writing, "_WRITERS", 1)
     patch(writing, "_can_sync_whole", lambda system: way.endswith("syncfs"))
+    if "direct" in way:
+        patch(writing, "filesystem_of", lambda fd: FileSystem("one that takes O_DIRECT"))
+    if "direct" in way or way == "lax":
+        patch(writing, "PART", _PART)
     if way in ("renames", "lockfile"):
         really = for_good and seccomp.NUMBERS and seccomp.forbid("renameat2", errno.EINVAL)
         if not really:
@@ -201,7 +238,7 @@ def save_as_told(order: dict[str, Any]) -> dict[str, Any]:
     os.access(BEGIN, os.F_OK)
     with every_step(die, lambda number, name: None) as names:
         try:
-            fastckpt.save(CASES[order["case"]][1], order["path"])
+            fastckpt.save(CASES[order["case"]][1], order["path"], durable=order["way"] != "lax")
         except OSError as problem:
             uncertain = isinstance(problem, fastckpt.CommitUncertain)
             report = {

@@ -16,6 +16,7 @@ CALLS = {
     "x86_64": {
         "close": 3,
         "fallocate": 285,
+        "fcntl": 72,
         "fsync": 74,
         "ftruncate": 77,
         "madvise": 28,
@@ -23,12 +24,14 @@ CALLS = {
         "pread64": 17,
         "pwrite64": 18,
         "renameat2": 316,
+        "statx": 332,
         "sync_file_range": 277,
         "syncfs": 306,
     },
     "aarch64": {
         "close": 57,
         "fallocate": 47,
+        "fcntl": 25,
         "fsync": 82,
         "ftruncate": 46,
         "madvise": 233,
@@ -36,6 +39,7 @@ CALLS = {
         "pread64": 67,
         "pwrite64": 68,
         "renameat2": 276,
+        "statx": 291,
         "sync_file_range": 84,
         "syncfs": 267,
     },
@@ -45,14 +49,20 @@ NUMBERS = CALLS.get(platform.machine(), {})
 _SET_SECCOMP, _FILTER, _NO_NEW_PRIVILEGES = 22, 2, 38
 _LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_THIRD = 32  # where its lower half lies in what a filter is given
 UNAVAILABLE = 77
 
 
-def forbid(call: str, code: int) -> bool:
-    """From now on `call` answers `code` (0: it does nothing and says so). False where the system cannot do that."""
+def forbid(call: str, code: int, third: int | None = None) -> bool:
+    """From now on `call` answers `code` (0: it does nothing and says so). False where the system cannot do that.
+
+    `third`: only where that is its third argument, as a length is.
+    """
+    only = [] if third is None else [(_LOAD, 0, 0, _THIRD), (_IF_EQUAL, 0, 1, third)]
     steps = [
         (_LOAD, 0, 0, 0),
-        (_IF_EQUAL, 0, 1, NUMBERS[call]),
+        (_IF_EQUAL, 0, 1 + len(only), NUMBERS[call]),
+        *only,
         (_RETURN, 0, 0, _ERRNO | code),
         (_RETURN, 0, 0, _ALLOW),
     ]

@@ -10,6 +10,7 @@ import errno
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ PUBLISHED = re.compile(r'"s"(, RENAME_\w+)?\) += 0')
 RUNS = [
     *((case, "each") for case in ("first", "overwrite", "nested", "tied", "bare", "kind")),
     *(("overwrite", way) for way in ("syncfs", "renames", "lockfile")),
+    *(("large", way) for way in ("direct", "direct-syncfs", "lax")),
+    ("overwrite", "lax"),
 ]
+
+SYNCS: dict[str, set[str]] = {"syncfs": {"fsync", "syncfs"}, "direct-syncfs": {"fsync", "syncfs"}, "lax": set()}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,14 @@ def tracing(saver: rig.Saver) -> None:
             pytest.skip(f"strace may not trace here: {refusal}")
 
 
+@contextmanager
+def scene_of(case: str, way: str) -> Iterator[rig.Scene]:
+    with rig.fast_folder(way) as folder:
+        if "direct" in way and not rig.takes_direct(folder):
+            pytest.skip("O_DIRECT is refused here")
+        yield rig.Scene(folder, case, way)
+
+
 def traced(saver: rig.Saver, scene: rig.Scene, names: str) -> list[rig.Call]:
     """The system calls of an undisturbed save."""
     log = scene.folder / "log"
@@ -57,12 +70,14 @@ def traced(saver: rig.Saver, scene: rig.Scene, names: str) -> list[rig.Call]:
 @pytest.mark.no_asan
 @pytest.mark.parametrize(("case", "way"), RUNS)
 def test_killed_before_every_system_call(saver: rig.Saver, case: str, way: str) -> None:
-    with rig.fast_folder() as folder:
-        scene = rig.Scene(folder, case, way)
+    with scene_of(case, way) as scene:
         calls = traced(saver, scene, rig.CHANGES)
         published = next(call.began for call in calls if PUBLISHED.search(call.text))
         steps = [call for call in calls if call.name != "openat" or "O_CREAT" in call.text]
-        assert {"mkdirat", "openat", "fsync", "renameat2", "pwrite64"} <= {call.name for call in steps}
+        names = {call.name for call in steps}
+        assert {"mkdirat", "openat", "renameat2", "pwrite64"} <= names
+        assert names & {"fsync", "syncfs"} == SYNCS.get(way, {"fsync"})
+        check_is_in_parts(calls, way)
         for call in steps:
             path = scene.set_up()
             kill = f"inject={call.name}:signal=KILL:when={call.ordinal}"
@@ -72,14 +87,25 @@ def test_killed_before_every_system_call(saver: rig.Saver, case: str, way: str) 
             scene.check_next(saver, path, f"after a kill before {call.text}")
 
 
+def check_is_in_parts(calls: list[rig.Call], way: str) -> None:
+    """Several parts of whole blocks, and what is left behind the last one."""
+    if "direct" not in way:
+        return
+    assert "fallocate" in {call.name for call in calls}
+    for name, nbytes in (("run", 1_360_000), ("turned", 1_321_600)):
+        parts = [call for call in calls if call.name == "pwrite64" and f"/{name}/out>" in call.text]
+        lengths = [int(call.text.rpartition(" = ")[2]) for call in parts]
+        assert lengths == [512 << 10, 512 << 10, (nbytes & -4096) - (1 << 20), nbytes % 4096]
+
+
 @pytest.mark.parametrize(("case", "way"), RUNS)
 def test_killed_before_every_call_of_python(saver: rig.Saver, case: str, way: str) -> None:
     """The same without strace, in bigger steps."""
-    with rig.fast_folder() as folder:
-        scene = rig.Scene(folder, case, way)
+    with scene_of(case, way) as scene:
         outcome = saver.save(scene.set_up(), case, way)
         assert outcome.report is not None
         steps = outcome.report["steps"]
+        assert (case == "large") == ({"File", "File.write", "File.finish"} <= set(steps))
         renames = [at for at, step in enumerate(steps) if step in ("rename", "renameat2")]
         for at, step in enumerate(steps):
             path = scene.set_up()
@@ -131,6 +157,8 @@ def check_never_synced_again(log: str, what: str) -> None:
     ("case", "way", "names", "code"),
     [
         ("big", "each", EVERYTHING, "EIO"),
+        ("large", "direct", "openat,fallocate,ftruncate,fcntl,statx,pwrite64,fsync,sync_file_range", "EIO"),
+        ("large", "direct-syncfs", rig.CHANGES, "EIO"),
         ("big", "each", "openat,mkdirat,pwrite64,fsync,renameat2,linkat,fallocate", "ENOSPC"),
         ("big", "each", "openat,mkdirat,unlinkat,renameat2,linkat", "EACCES"),
         ("overwrite", "syncfs", rig.CHANGES + ",sync_file_range", "EIO"),
@@ -141,10 +169,9 @@ def check_never_synced_again(log: str, what: str) -> None:
 )
 def test_refused_at_every_call(saver: rig.Saver, case: str, way: str, names: str, code: str) -> None:
     raised = 0
-    with rig.fast_folder() as folder:
-        scene = rig.Scene(folder, case, way)
+    with scene_of(case, way) as scene:
         for call in traced(saver, scene, names):
-            if " = -1 " in call.text or (way != "each" and call.name == "renameat2"):
+            if " = -1 " in call.text or (way in ("renames", "lockfile") and call.name == "renameat2"):
                 continue
             what = f"{code} from {call.text}"
             path, report, log = refused(saver, scene, call, code)
@@ -160,10 +187,10 @@ def test_refused_at_every_call(saver: rig.Saver, case: str, way: str, names: str
 
 @pytest.mark.usefixtures("tracing")
 @pytest.mark.no_asan
-def test_refused_from_a_call_on(saver: rig.Saver) -> None:
+@pytest.mark.parametrize(("case", "way"), [("overwrite", "each"), ("large", "direct-syncfs")])
+def test_refused_from_a_call_on(saver: rig.Saver, case: str, way: str) -> None:
     """A disk that is gone takes the clearing up with it; what was committed stays, and the next save clears up."""
-    with rig.fast_folder() as folder:
-        scene = rig.Scene(folder, "overwrite", "each")
+    with scene_of(case, way) as scene:
         calls = traced(saver, scene, rig.CHANGES)
         published = next(call.began for call in calls if PUBLISHED.search(call.text))
         for call in calls:
@@ -173,8 +200,29 @@ def test_refused_from_a_call_on(saver: rig.Saver) -> None:
                 assert report.get("errno", errno.EIO) == errno.EIO
                 assert report["leaked"] == [], what
                 check_never_synced_again(log, what)
-                scene.check(path, call.began > published, what)
+                scene.check(path, call.began > published or "errno" not in report, what)
                 scene.check_next(saver, path, f"after {what}")
+
+
+@pytest.mark.usefixtures("tracing")
+@pytest.mark.no_asan
+def test_a_part_that_cannot_be_direct_goes_through_the_page_cache(saver: rig.Saver) -> None:
+    """Some file systems take O_DIRECT and refuse the writing."""
+    with scene_of("large", "direct") as scene:
+        calls = [call for call in traced(saver, scene, "pwrite64,fcntl") if re.search(r"/(run|turned)/out>", call.text)]
+        tails = [call for call in calls if re.search(r" = (128|2688)$", call.text)]
+        ends = [call for call in calls if "F_SETFL" in call.text and "O_DIRECT" not in call.text]
+        assert (len(calls), len(tails), len(ends)) == (12, 2, 2)
+        for call in calls:
+            path, report, log = refused(saver, scene, call, "EINVAL")
+            assert "INJECTED" in log
+            what = f"EINVAL from {call.text}"
+            if call in tails + ends:
+                check_refusal(scene, path, report, errno.EINVAL, what)
+                assert "errno" in report, what
+            else:
+                assert "errno" not in report, what
+                scene.check(path, True, what)
 
 
 # --- in order ---------------------------------------------------------------------------------------------------------
@@ -207,23 +255,31 @@ class Order:
 
 @pytest.mark.usefixtures("tracing")
 @pytest.mark.no_asan
-@pytest.mark.parametrize("way", ["threads", "threads-syncfs"])
-@pytest.mark.parametrize("case", ["overwrite", "tied", "nested"])
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [
+        *((case, way) for case in ("overwrite", "tied", "nested") for way in ("threads", "threads-syncfs")),
+        *(("large", way) for way in ("threads-direct", "threads-direct-syncfs")),
+    ],
+)
 def test_the_order_of_a_save(saver: rig.Saver, case: str, way: str) -> None:
-    with rig.fast_folder() as folder:
-        scene = rig.Scene(folder, case, way)
-        order = Order(traced(saver, scene, rig.CHANGES + ",close"), folder / "there")
+    with scene_of(case, way) as scene:
+        order = Order(traced(saver, scene, rig.CHANGES + ",close,fcntl"), scene.folder / "there")
         tensors = sorted({name.partition("/")[0] for name in scene.new} - {"snapshot_done"})
         marker = r'openat\(.*"snapshot_done".*O_CREAT'
+        each = not way.endswith("syncfs")
         for name in tensors:
-            order.check(rf'mkdirat\(.*"{name}"', rf'(openat|linkat)\(.*"{name}/', marker)
+            synced = rf"fsync\(\d+<HERE/STAGE/{name}>" if each else r"syncfs\(\d+<HERE/STAGE>"
+            order.check(rf'mkdirat\(.*"{name}"', rf'openat\(.*"{name}/', synced, marker)
             for file in (f"{name}/meta", f"{name}/out"):
-                check_file(order, file, rf"fsync\(\d+<HERE/STAGE/{name}>" if way == "threads" else "", marker)
-        if way == "threads-syncfs":
-            order.check(r"close\(\d+<HERE/STAGE/.*/", r"syncfs\(", marker)
-            assert not order.all(r"fsync\(\d+<HERE/STAGE/.*/")
-        else:
-            assert not order.all(r"syncfs\(")
+                check_file(order, file, synced, marker, each=each)
+        assert len(order.all(r"syncfs\(")) == (not each)
+        if not each:
+            order.check(r"(openat|fallocate|pwrite64|close)\(\d+<HERE/STAGE/[^>]+/", r"syncfs\(", marker)
+            assert not order.all(r"fsync\(\d+<HERE/STAGE/(?!snapshot_done>)")
+        if case == "large":
+            check_large_file(order, "run/out")
+            check_large_file(order, "turned/out")
         order.check(
             marker,
             r"fsync\(\d+<HERE/STAGE/snapshot_done>",
@@ -246,11 +302,28 @@ def test_the_order_of_a_first_save(saver: rig.Saver, way: str) -> None:
         order.check(r"fsync\(\d+<HERE/STAGE>", rename, r"fsync\(\d+<HERE>")
 
 
-def check_file(order: Order, file: str, folder_synced: str, marker: str) -> None:
+def check_file(order: Order, file: str, synced: str, marker: str, *, each: bool) -> None:
+    """What is written of it is synced, then its folder or, at once with it, the whole file system; then the marker."""
     if order.all(rf'linkat\(.*"{file}", \w+\)'):
-        order.check(rf'linkat\(.*"{file}", \w+\)', *filter(None, [folder_synced]), marker)
+        folder = file.partition("/")[0]
+        order.check(rf'mkdirat\(.*"{folder}"', rf'linkat\(.*"{file}", \w+\)', synced, marker)
         return
     wrote = [rf"pwrite64\(\d+<HERE/STAGE/{file}>"] if order.all(rf"pwrite64\(\d+<HERE/STAGE/{file}>") else []
-    order.check(rf'openat\(.*"{file}".*O_CREAT', *wrote, rf"close\(\d+<HERE/STAGE/{file}>", marker)
-    if folder_synced:
-        order.check(*wrote, rf"fsync\(\d+<HERE/STAGE/{file}>", folder_synced, marker)
+    order.check(rf'openat\(.*"{file}".*O_CREAT', *wrote, rf"close\(\d+<HERE/STAGE/{file}>", synced, marker)
+    if each:
+        order.check(*wrote, rf"fsync\(\d+<HERE/STAGE/{file}>", synced, marker)
+
+
+def check_large_file(order: Order, file: str) -> None:
+    """The space is there before the first part; the rest behind the last block comes when no more is to be direct."""
+    of = rf"\(\d+<HERE/STAGE/{file}>"
+    tail = rf"pwrite64{of}.* = (128|2688)$"
+    order.check(
+        rf"fallocate{of}",
+        rf"fcntl{of}, F_SETFL, .*O_DIRECT",
+        rf"pwrite64{of}.* = (524288|\d+[02468])$(?<! = 128)(?<! = 2688)",
+        rf"fcntl{of}, F_SETFL, (?!.*O_DIRECT)",
+        tail,
+        rf"close{of}",
+    )
+    assert len(order.all(rf"pwrite64{of}")) == 4

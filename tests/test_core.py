@@ -705,6 +705,7 @@ def calls_that_take_a_while(folder: Folder) -> dict[str, Callable[[], Any]]:
     folder.tensor("t", out=b"abc")
     data = bytearray(64 << 20)
     folder.file("large", data)
+    file = _core.File(folder.fd, "parts", len(data))
     numbers = itertools.count()
     return {
         "write": lambda: _core.write(folder.fd, f"out{next(numbers)}", [data]),
@@ -712,10 +713,12 @@ def calls_that_take_a_while(folder: Folder) -> dict[str, Callable[[], Any]]:
         "scan": lambda: _core.scan(folder.fd, ["t"] * 10_000),
         "scan and map": lambda: _core.scan(folder.fd, ["t"] * 10_000, map=True),
         "map_files": lambda: _core.map_files(folder.fd, ["t/out"] * 10_000, [3] * 10_000),
+        "part": lambda: file.write(data, 0),
+        "end": lambda: _core.File(folder.fd, f"end{next(numbers)}", 1 << 20).finish(),
     }
 
 
-@pytest.mark.parametrize("name", ["write", "read_into", "scan", "scan and map", "map_files"])
+@pytest.mark.parametrize("name", ["write", "read_into", "scan", "scan and map", "map_files", "part", "end"])
 def test_other_threads_run_meanwhile(folder: Folder, name: str) -> None:
     call = calls_that_take_a_while(folder)[name]
     ticks = [0]
@@ -744,11 +747,11 @@ def test_other_threads_run_meanwhile(folder: Folder, name: str) -> None:
 # --- what the system refuses
 
 
-def refusing(call: str, code: int, function: Callable[[], Any]) -> Any:
-    """Run `function` in a thread that cannot make this system call."""
+def refusing(call: str, code: int, function: Callable[[], Any], third: int | None = None) -> Any:
+    """Run `function` in a thread that cannot make this system call (with this third argument)."""
 
     def run() -> Any:
-        if not seccomp.NUMBERS or not seccomp.forbid(call, code):
+        if not seccomp.NUMBERS or not seccomp.forbid(call, code, third):
             pytest.skip("no seccomp here")
         return function()
 

@@ -383,7 +383,7 @@ def test_what_is_in_order_is_not_copied() -> None:
 
 def test_gathered_in_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("blobs", "arrays", "torch.tensors"):
-        monkeypatch.setattr(f"fastckpt.{module}.PIECE", 64)
+        monkeypatch.setattr(f"fastckpt.{module}.GATHER", 64)
         if module != "blobs":
             monkeypatch.setattr(f"fastckpt.{module}.row_pieces", lambda shape, size: row_pieces(shape, size, 64))
     for dtype in (torch.float32, torch.uint8, torch.complex128):

@@ -32,7 +32,7 @@ def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """Give the CPU a lane: one that copies late, one that copies at once, CUDA's own on streams that are none."""
     made: list[Any] = []
     cuda = FakeCuda()
-    monkeypatch.setattr(pinned, "_cuda", cuda)
+    monkeypatch.setattr(pinned, "cuda", cuda)
     monkeypatch.setattr(CudaLane, "pool", Pool(pinned._lock_pages))
     kind: Callable[[torch.device], Any] = {"late": LateLane, "host": HostLane, "cuda": CudaLane}[request.param]
 
@@ -228,26 +228,6 @@ def test_what_is_cold_is_read_past_the_page_cache(tmp_path: Path, monkeypatch: p
         assert rooms == wanted
 
 
-def test_residency_is_asked_of_the_file(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(bytes(1 << 20))
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        assert _core.is_resident(fd, "f") is True
-        with open(tmp_path / "f", "rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        system = sending.filesystem_of(tmp_path)
-        if not (system.remote or system.in_memory):
-            assert _core.is_resident(fd, "f") is False
-        for name, kind in {"nothing": FileNotFoundError, ".": IsADirectoryError, "../x": OSError}.items():
-            with pytest.raises(kind):
-                _core.is_resident(fd, name)
-        with pytest.raises(ValueError, match="null"):
-            _core.is_resident(fd, "a\0b")
-    finally:
-        os.close(fd)
-
-
 PEAK = """
 import resource, sys, torch, fastckpt
 from fastckpt.torch import pinned
@@ -354,7 +334,7 @@ def test_a_default_device_changes_nothing(tmp_path: Path, lanes: list[Any]) -> N
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     fake = FakeCuda()
-    monkeypatch.setattr(pinned, "_cuda", fake)
+    monkeypatch.setattr(pinned, "cuda", fake)
     monkeypatch.setattr(CudaLane, "pool", Pool(pinned._lock_pages))
     yield fake
     pinned.release()

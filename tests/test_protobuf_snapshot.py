@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,11 @@ def test_a_nested_object_is_seen_as_its_tensors(tmp_path: Path) -> None:
 def test_the_bytes_are_those_that_protobuf_writes(tmp_path: Path) -> None:
     tensors = {"w": torch.zeros(128, 784), "b": torch.zeros((), dtype=torch.float64)}
     fastckpt.save(tensors, tmp_path / "s")
+    crcs = [zlib.crc32(bytes(128 * 784 * 4)), zlib.crc32(bytes(8))]
     w, b = ((tmp_path / "s" / name / "meta").read_bytes() for name in "wb")
-    assert w == b'shape {\n  dim: 128\n  dim: 784\n}\ndata_type: kFloat\n# fastckpt: {"place":0,"count":2}\n'
-    assert b == b'shape {\n}\ndata_type: kDouble\n# fastckpt: {"place":1,"count":2}\n'
+    ours = [b'# fastckpt: {"place":%d,"count":2,"digest":"crc32:%08x"}\n' % (at, crc) for at, crc in enumerate(crcs)]
+    assert w == b"shape {\n  dim: 128\n  dim: 784\n}\ndata_type: kFloat\n" + ours[0]
+    assert b == b"shape {\n}\ndata_type: kDouble\n" + ours[1]
     for text in (w, b):
         info = VariableMetaInfo()
         text_format.Parse(text.decode("ascii"), info)

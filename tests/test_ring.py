@@ -304,6 +304,9 @@ class Here:
         assert device == "there"
         return self._lane
 
+    def whole(self, tensor: torch.Tensor) -> Any:
+        return None
+
     def far(self, tensor: torch.Tensor) -> Any:
         return Far("there", tensor) if tensor.dtype == torch.uint8 else None
 
@@ -314,9 +317,10 @@ def test_parts_are_drawn_by_many_threads(threads: int) -> None:
     tensor = torch.from_numpy(noise(3 * ROOM + 77))
     with Drawer(threads) as drawer:
         codec: Any = Here(lane)
-        assert drawer.part_of(codec, torch.ones(3)) is None
-        part = drawer.part_of(codec, tensor)
-        assert part is not None
+        assert drawer.draw(codec, torch.ones(3)) is None
+        drawn = drawer.draw(codec, tensor)
+        assert drawn is not None
+        part = drawn.part
 
         def work(at: int) -> bytes:
             with part(at, min(100_000, len(tensor) - at)) as view:
@@ -340,9 +344,9 @@ def test_after_an_error_rooms_go_back_when_copies_are_done() -> None:
 
     def fail() -> None:
         with Drawer(2) as drawer:
-            part = drawer.part_of(codec, torch.zeros(10, dtype=torch.uint8))
-            assert part is not None
-            with part(0, 10):
+            drawn = drawer.draw(codec, torch.zeros(10, dtype=torch.uint8))
+            assert drawn is not None
+            with drawn.part(0, 10):
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -7,8 +7,10 @@ used for can be tried on any machine, by giving the CPU a `HostLane` in `LANES`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import os
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,12 +20,14 @@ from fastckpt.errors import UnsupportedError
 from fastckpt.lanes import Copy, Far, Lane, Ticket
 from fastckpt.rooms import Pool, Room, allocate_locked
 
-__all__ = ["LANES", "CudaLane", "HostLane", "allocate", "far", "lane_for", "release", "settle"]
+__all__ = ["LANES", "CudaLane", "HostLane", "allocate", "copying", "far", "lane_for", "release", "settle"]
+
+_registered: dict[int, int] = {}  # bytes by address, of memory that `copying` registered and that is alive
 
 _PORTABLE = 1  # cudaHostRegisterPortable: locked for every device of the process
 
 _log = logging.getLogger("fastckpt")
-_cuda: Any = torch.cuda  # some of it has no types
+cuda: Any = torch.cuda  # much of which has no types
 
 
 def _leave(address: int, length: int) -> None:
@@ -78,7 +82,7 @@ class HostLane:
 
 def _lock_pages(address: int, length: int) -> Callable[[], object] | None:
     """Tell CUDA of memory, so that a device copies it by itself; give what makes CUDA forget it."""
-    runtime = _cuda.cudart()
+    runtime = cuda.cudart()
     code = int(runtime.cudaHostRegister(address, length, _PORTABLE))
     if code:
         with suppress(RuntimeError, AssertionError):  # CUDA tells of the refusal once more, to whoever calls next
@@ -99,29 +103,29 @@ class CudaLane(HostLane):
     pool = Pool(_lock_pages)
 
     def __init__(self, device: torch.device) -> None:
-        if not _cuda.is_available():
+        if not cuda.is_available():
             raise UnsupportedError(f"device {str(device)!r}: torch sees no CUDA device here; load to the CPU instead")
         index: int | None = device.index
-        super().__init__(torch.device("cuda", _cuda.current_device() if index is None else index))
-        self._stream = _cuda.Stream(self.device)
+        super().__init__(torch.device("cuda", cuda.current_device() if index is None else index))
+        self._stream = cuda.Stream(self.device)
 
     def take(self, count: int) -> list[Room]:
-        with _cuda.device(self.device):  # else locking would wake up device 0
+        with cuda.device(self.device):  # else locking would wake up device 0
             return super().take(count)
 
     def begin(self) -> None:
-        self._stream.wait_stream(_cuda.current_stream(self.device))
+        self._stream.wait_stream(cuda.current_stream(self.device))
 
     def send(self, copies: Sequence[Copy]) -> Ticket:
-        with _cuda.stream(self._stream):
+        with cuda.stream(self._stream):
             return super().send(copies)
 
     def fetch(self, flat: torch.Tensor, offset: int, room: Any) -> Ticket:
-        with _cuda.stream(self._stream):
+        with cuda.stream(self._stream):
             return super().fetch(flat, offset, room)
 
     def _ticket(self) -> Ticket:
-        event = _cuda.Event(blocking=True)  # who waits for it sleeps: its processor is for those who read
+        event = cuda.Event(blocking=True)  # who waits for it sleeps: its processor is for those who read
         event.record(self._stream)
         return event
 
@@ -130,7 +134,7 @@ class CudaLane(HostLane):
 
     def finish(self) -> None:
         self._stream.synchronize()
-        _cuda.current_stream(self.device).wait_stream(self._stream)
+        cuda.current_stream(self.device).wait_stream(self._stream)
 
 
 #: What makes the lane to a device, by its type. A device of another type is reached by ``Tensor.to`` and ``copy_``.
@@ -156,7 +160,46 @@ def far(tensor: torch.Tensor) -> Far | None:
 def settle(tensors: Sequence[torch.Tensor]) -> None:
     """Wait until what the calling thread has asked of the tensors' devices is done: other threads use other streams."""
     for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-        _cuda.current_stream(device).synchronize()
+        cuda.current_stream(device).synchronize()
+
+
+@contextmanager
+def copying(devices: Collection[torch.device], memory: Any) -> Iterator[None]:
+    """Let copies from these devices into `memory` be non-blocking: leaving waits for them.
+
+    Parameters
+    ----------
+    devices : collection of torch.device
+        CUDA devices; with none of them, nothing of CUDA is touched.
+    memory : numpy array of bytes
+        What the targets are parts of. It is registered (pinned) until it goes away, where CUDA agrees.
+    """
+    if devices:
+        _register(memory)
+    with ExitStack() as stack:
+        for device in devices:
+            stream = cuda.Stream(device)
+            stream.wait_stream(cuda.current_stream(device))  # what the program has computed comes first
+            stack.callback(stream.synchronize)
+            stack.enter_context(cuda.stream(stream))
+        yield
+
+
+def _register(memory: Any) -> None:
+    address, nbytes = memory.ctypes.data, memory.nbytes
+    if _registered.get(address) == nbytes or not nbytes:
+        return
+    if int(cuda.cudart().cudaHostRegister(address, nbytes, 0)) != 0:  # the copies then go through CUDA's own
+        return
+    _registered[address] = nbytes
+    weakref.finalize(memory, _unregister, address, os.getpid()).atexit = False
+
+
+def _unregister(address: int, owner: int) -> None:
+    """Before the memory is unmapped. A forked child may not call CUDA."""
+    del _registered[address]
+    if os.getpid() == owner:
+        cuda.cudart().cudaHostUnregister(address)
 
 
 def allocate(sizes: Sequence[int]) -> list[_core.Mapping]:
@@ -167,7 +210,7 @@ def allocate(sizes: Sequence[int]) -> list[_core.Mapping]:
     UnsupportedError
         There is no CUDA device that it could be locked for, or CUDA refuses.
     """
-    if not _cuda.is_available():
+    if not cuda.is_available():
         raise UnsupportedError(
             "pin=True needs a CUDA device to lock memory for, and torch sees none here; leave it out"
         )

@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.dlpack import from_dlpack
 
 from fastckpt import _core
-from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
+from fastckpt.blobs import GATHER, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
 from fastckpt.lanes import Far, Lane
@@ -48,7 +48,7 @@ class TorchCodec:
         if _in_order(tensor):
             yield _bytes_of(tensor)
             return
-        room = torch.empty(min(tensor.numel(), PIECE // tensor.itemsize), dtype=tensor.dtype, device="cpu")
+        room = torch.empty(min(tensor.numel(), GATHER // tensor.itemsize), dtype=tensor.dtype, device="cpu")
         for index in row_pieces(tuple(tensor.shape), tensor.itemsize):
             part = tensor[index]
             piece = room[: part.numel()].view(part.shape)
@@ -58,6 +58,13 @@ class TorchCodec:
     def whole(self, obj: torch.Tensor) -> Any:
         tensor = _raw(obj)
         return _bytes_of(tensor) if _in_order(tensor) else None
+
+    def collect(self, pairs: Sequence[tuple[torch.Tensor, Any]], memory: Any) -> None:
+        with pinned.copying({obj.device for obj, _ in pairs if obj.is_cuda}, memory):
+            for obj, room in pairs:
+                tensor = _raw(obj)
+                target = torch.from_numpy(room).view(tensor.dtype).view(tensor.shape)
+                target.copy_(tensor, non_blocking=tensor.is_cuda)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):

@@ -1,0 +1,122 @@
+"""A copy of what a plan will write, in memory that is kept for the next copy.
+
+Fresh memory costs three times as much as the copy itself, which is what the caller of ``save_async`` waits for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastckpt import _core, parallel
+from fastckpt.codec import NUMPY
+from fastckpt.plan import WriteItem, WritePlan
+from fastckpt.staging import Stage
+
+__all__ = ["Arena", "copied", "room_for"]
+
+Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+_Pair: TypeAlias = tuple[Bytes, Bytes]
+
+_ALIGN = 64  # bytes; every dtype is content with that
+_LARGE = 1 << 20  # bytes; larger tensors begin where O_DIRECT can write from
+_PIECE = 4 << 20  # bytes: what a thread copies at a time
+
+
+class Arena:
+    """Memory for one copy, which whoever takes it has alone until it is given back.
+
+    Memory that is too small, or more than twice as large as needed, is returned to the system.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: the memory is its parent's, and so may be whoever held the lock."""
+        self._lock = threading.Lock()
+        self._free: Bytes | None = None
+
+    def take(self, nbytes: int) -> Bytes:
+        """Give at least `nbytes`, of any content."""
+        memory = self._taken()
+        if memory is None or not nbytes <= len(memory) <= 2 * nbytes:
+            del memory  # before more is asked for
+            (mapping,) = _core.allocate([max(nbytes, 1)], inherited=False)
+            memory = np.frombuffer(memoryview(mapping), np.uint8)
+        return memory
+
+    def give(self, memory: Bytes) -> None:
+        """Keep it for the next copy."""
+        self._free = memory
+
+    def release(self) -> None:
+        """Return to the system what is not in use."""
+        self._taken()
+
+    def _taken(self) -> Bytes | None:
+        with self._lock:
+            memory, self._free = self._free, None
+            return memory
+
+
+def room_for(plan: WritePlan) -> int:
+    """Say how many bytes a copy takes."""
+    return max((stop for _, stop in _places(plan.items).values()), default=0)
+
+
+def copied(plan: WritePlan, memory: Bytes) -> WritePlan:
+    """Give the same plan over a copy of its tensors, each once, in `memory`."""
+    parts = {folder: memory[start:stop] for folder, (start, stop) in _places(plan.items).items()}
+    in_order: list[_Pair] = []
+    others = defaultdict(list)
+    for item in plan.items:
+        if item.twin is None:
+            source, part = item.codec.whole(item.value), parts[item.folder]
+            if source is None:
+                others[item.codec].append((item.value, part))
+            else:
+                Stage.check_written(item.folder, len(part), len(source))
+                in_order.append((part, source))
+    for codec, pairs in others.items():
+        codec.collect(pairs, memory)
+    parallel.run(_copy, list(_jobs(in_order)), len(os.sched_getaffinity(0)))
+    items = (replace(item, value=parts[item.twin or item.folder], codec=NUMPY) for item in plan.items)
+    return replace(plan, items=tuple(items))
+
+
+def _places(items: Iterable[WriteItem]) -> dict[str, tuple[int, int]]:
+    """Where each tensor that is no tie begins and ends, by folder."""
+    places, at = {}, 0
+    for item in items:
+        if item.twin is None:
+            align = _core.DIRECT_ALIGN if item.blob.nbytes > _LARGE else _ALIGN
+            start = -(-at // align) * align
+            at = start + item.blob.nbytes
+            places[item.folder] = start, at
+    return places
+
+
+def _jobs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+    """Cut and gather into runs of about one piece."""
+    job: list[_Pair] = []
+    size = 0
+    for part, source in pairs:
+        for at in range(0, len(part), _PIECE):
+            job.append((part[at : at + _PIECE], source[at : at + _PIECE]))
+            size += len(job[-1][0])
+            if size >= _PIECE:
+                yield job
+                job, size = [], 0
+    yield job
+
+
+def _copy(job: list[_Pair]) -> None:
+    for part, source in job:
+        np.copyto(part, source)

@@ -1,0 +1,248 @@
+"""What was promised, held against what was measured: each promise a row that passes, falls short, or was not measured.
+
+Rivals and limits are compared round by round, and the median of the ratios counts. In a ratio above 1 fastckpt is
+better.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastckpt.bench.catalogue import LIMIT
+
+__all__ = ["ABSENT", "Row", "rows"]
+
+Result = Mapping[str, Any]
+
+_OURS = "fastckpt"
+_INDEXED = "fastckpt-index"
+_MIB = 1 << 20
+ABSENT = "not in this run"
+_NAMES = {"gpt2": "GPT-2", "llama": "Llama-like", "adamw": "AdamW"}
+_LARGE = ("gpt2", "llama", "adamw")
+_DEVICE_ALLOWS = 1.3 / 0.85  # how far the fastest rival must be from the limit before 1.3 times as fast can be asked
+
+
+@dataclass(frozen=True)
+class Row:
+    """A promise and what became of it.
+
+    Attributes
+    ----------
+    what, against : str
+        What is promised, and compared with whom.
+    need, got : float or None
+        The bar, and what was measured.
+    most : bool
+        Whether `need` is the most that is allowed instead of the least.
+    unit : str
+        "x" for ratios, "MiB" for memory and bytes.
+    why : str
+        Why nothing was measured.
+    """
+
+    what: str
+    against: str
+    need: float
+    got: float | None
+    most: bool = False
+    unit: str = "x"
+    why: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Give "pass", "short" or "not measured"."""
+        if self.got is None:
+            return "not measured"
+        return "pass" if (self.got <= self.need if self.most else self.got >= self.need) else "short"
+
+
+class _Found:
+    """The results, by workload, operation and side."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._results = {(r["workload"], r["op"], r["rival"]): r for r in document["results"]}
+        self.workloads = {workload["name"]: workload for workload in document["workloads"]}
+
+    def runs(self, workload: str, op: str, side: str) -> list[Mapping[str, Any]]:
+        result = self._results.get((workload, op, side), {"runs": []})
+        return [] if result.get("error") else list(result["runs"])
+
+    def why(self, workload: str, op: str, *sides: str) -> str:
+        """Say why there is no result."""
+        skipped = self.workloads.get(workload, {}).get("skipped")
+        if skipped or not any((at, by) == (workload, op) for at, by, _ in self._results):
+            return skipped or ABSENT
+        for side in (*sides, LIMIT):
+            error = self._results.get((workload, op, side), {}).get("error")
+            if error:
+                return str(error)
+        return "nothing to compare with in this run"
+
+    def faster(self, workload: str, op: str, side: str, ours: str = _OURS) -> float | None:
+        """Say how many times as fast as a side fastckpt was."""
+        return _paired(self.runs(workload, op, side), self.runs(workload, op, ours))
+
+    def rivals(self, workload: str, op: str) -> list[str]:
+        return [
+            side
+            for at, by, side in self._results
+            if (at, by) == (workload, op) and side not in (_OURS, _INDEXED, LIMIT) and self.runs(at, by, side)
+        ]
+
+    def fastest(self, workload: str, op: str) -> tuple[str, float | None]:
+        """Name the fastest rival, and say how many times as fast as it fastckpt was."""
+        found = [(ratio, side) for side in self.rivals(workload, op) if (ratio := self.faster(workload, op, side))]
+        ratio, side = min(found, default=(None, "the fastest rival"))
+        return side, ratio
+
+    def of_limit(self, workload: str, op: str, side: str = _OURS) -> float | None:
+        """Say which part of the limit's rate a side reached."""
+        nbytes = self.workloads.get(workload, {}).get("bytes", 0)
+        limits = [{"seconds": run["seconds"] / run["bytes"] * nbytes} for run in self.runs(workload, op, LIMIT)]
+        return _paired(limits, self.runs(workload, op, side))
+
+    def median(self, workload: str, op: str, field: str, side: str = _OURS) -> float | None:
+        runs = self.runs(workload, op, side)
+        return statistics.median(run[field] for run in runs) if runs else None
+
+
+def rows(document: Mapping[str, Any]) -> list[Row]:
+    """Hold a run against all promises.
+
+    Parameters
+    ----------
+    document : dict
+        What ``running.run`` gave.
+
+    Returns
+    -------
+    list of Row
+        One for each promise, also those that this run did not measure.
+    """
+    found = _Found(document)
+    return [row for promise in _PROMISES for row in promise(found)]
+
+
+def _paired(theirs: list[Any], ours: list[Any]) -> float | None:
+    """Give the median of the ratios of times, round by round."""
+    ratios = [a["seconds"] / b["seconds"] for a, b in zip(theirs, ours, strict=False)]
+    return statistics.median(ratios) if ratios else None
+
+
+def _title(found: _Found, workload: str) -> str:
+    return _NAMES.get(workload) or str(found.workloads.get("small", {}).get("title", "small tensors"))
+
+
+def _durable(found: _Found) -> Iterable[Row]:
+    for workload in _LARGE:
+        what, op = f"durable save, {_title(found, workload)}", "save_durable"
+        side, ratio = found.fastest(workload, op)
+        room = found.of_limit(workload, op, side)
+        need = 1.3 if room is not None and 1 / room >= _DEVICE_ALLOWS else 1.0
+        why = found.why(workload, op, _OURS)
+        yield Row(what, "the direct-write limit", 0.85, found.of_limit(workload, op), why=why)
+        yield Row(what, side, need, ratio, why=why)
+        yield Row(what, "torch.save + fsync", 2.0, found.faster(workload, op, "torch"), why=why)
+
+
+def _fastest(op: str, words: str, need: float, workloads: Iterable[str]) -> Callable[[_Found], Iterable[Row]]:
+    def promise(found: _Found) -> Iterable[Row]:
+        for workload in workloads:
+            side, ratio = found.fastest(workload, op)
+            yield Row(f"{words}, {_title(found, workload)}", side, need, ratio, why=found.why(workload, op, _OURS))
+
+    return promise
+
+
+def _against(
+    op: str, words: str, side: str, need: float, workloads: Iterable[str], ours: str = _OURS
+) -> Callable[[_Found], Iterable[Row]]:
+    def promise(found: _Found) -> Iterable[Row]:
+        for workload in workloads:
+            ratio = found.faster(workload, op, side, ours)
+            what = f"{words}, {_title(found, workload)}{', indexed' if ours == _INDEXED else ''}"
+            yield Row(what, side, need, ratio, why=found.why(workload, op, ours, side))
+
+    return promise
+
+
+def _of_limit(
+    op: str, words: str, limit: str, need: float, workloads: Iterable[str], most: bool = False
+) -> Callable[[_Found], Iterable[Row]]:
+    """Promise a part of a limit's rate; with `most`, a multiple of its time."""
+
+    def promise(found: _Found) -> Iterable[Row]:
+        for workload in workloads:
+            part = found.of_limit(workload, op)
+            got = 1 / part if most and part else part
+            why = found.why(workload, op, _OURS)
+            yield Row(f"{words}, {_title(found, workload)}", limit, need, got, most, why=why)
+
+    return promise
+
+
+def _memory(found: _Found) -> Iterable[Row]:
+    for op, words in (("into", "load_into"), ("save_durable", "save"), ("save", "save without sync")):
+        for workload in ("gpt2", "llama"):
+            got = found.median(workload, op, "peak")
+            mebibytes = None if got is None else got / _MIB
+            what = f"{words}, peak memory beyond the object, {_title(found, workload)}"
+            yield Row(what, "", 64.0, mebibytes, True, "MiB", found.why(workload, op, _OURS))
+
+
+def _async(found: _Found) -> Iterable[Row]:
+    for workload in ("gpt2", "adamw"):
+        part, dcp = found.of_limit(workload, "save_async"), found.faster(workload, "save_async", "dcp")
+        what, why = f"save_async, time blocked, {_title(found, workload)}", found.why(workload, "save_async", _OURS)
+        yield Row(what, "a prefaulted memcpy", 1.25, 1 / part if part else None, True, why=why)
+        yield Row(what, "dcp async_save", 0.5, 1 / dcp if dcp else None, True, why=why)
+
+
+def _parts(found: _Found) -> Iterable[Row]:
+    largest = found.workloads.get("llama", {}).get("largest", {"bytes": 0, "shape": [8]})
+    eighth = largest["bytes"] // largest["shape"][0] * (largest["shape"][0] // 8)
+    for op, words, asked in (("one", "one tensor", largest["bytes"]), ("rows", "1/8 of its rows", eighth)):
+        what, why = f"{words} of {_title(found, 'llama')}, cold", found.why("llama", op, _OURS)
+        yield Row(what, "safe_open", 1.0, found.faster("llama", op, "safe_open"), why=why)
+        got = found.median("llama", op, "read")
+        beyond = None if got is None else (got - asked) / _MIB
+        yield Row(f"{what}: bytes read beyond those asked for", "", 1.0, beyond, True, "MiB", why)
+
+
+def _growth(found: _Found) -> Iterable[Row]:
+    counts = sorted(int(name.partition("-")[2]) for name in found.workloads if name.startswith("count-"))
+    few, many = (1_000, 100_000) if not counts or {1_000, 100_000} <= {*counts} else (min(counts), max(counts))
+    for op, words in (("load", "load"), ("save_durable", "durable save")):
+        for side, name in ((_OURS, ""), (_INDEXED, ", indexed")):
+            first, last = (found.median(f"count-{count}", op, "seconds", side) for count in (few, many))
+            got = (last / many) / (first / few) if first and last and few < many else None
+            what = f"{words}{name}: growth of the cost per tensor from {few:,} to {many:,}"
+            yield Row(what, "", 1.3, got, True, why=found.why(f"count-{many}", op, side))
+
+
+_PROMISES: tuple[Callable[[_Found], Iterable[Row]], ...] = (
+    _durable,
+    _fastest("save", "save without sync", 1.8, _LARGE),
+    _against("load", "load to a dict, warm", "safetensors", 3.0, ("gpt2", "small"), _INDEXED),
+    _against("load", "load to a dict, warm", "safetensors", 3.0, ("gpt2",)),
+    _fastest("touch", "load and touch every page, warm", 1.0, _LARGE),
+    _against("cold", "load and touch, cold", "safetensors", 1.9, ("gpt2", "llama")),
+    _fastest("cold", "load and touch, cold", 1.0, ("gpt2", "llama")),
+    _of_limit("cold", "load and touch, cold", "the direct-read limit", 0.9, ("gpt2", "llama")),
+    _against("cold", "load and touch, cold", "safetensors", 1.0, ("small",), _INDEXED),
+    _of_limit("cold", "load and touch, cold", "the time of opening and reading alone", 1.3, ("small",), most=True),
+    _fastest("into", "load_into, warm", 1.3, ("gpt2", "llama")),
+    _of_limit("into", "load_into, warm", "memcpy", 0.85, ("gpt2", "llama")),
+    _memory,
+    _async,
+    _parts,
+    _growth,
+    _of_limit("gpu", "load to a GPU, warm", "pinned memcpy", 0.9, ("gpt2", "llama")),
+    _fastest("gpu", "load to a GPU, warm", 1.0, ("gpt2", "llama")),
+    _of_limit("gpu_cold", "load to a GPU, cold", "the direct-read limit", 0.9, ("gpt2", "llama")),
+    _fastest("gpu_cold", "load to a GPU, cold", 1.0, ("gpt2", "llama")),
+)

@@ -1,0 +1,122 @@
+"""``fastckpt bench``: the command."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastckpt.bench.catalogue import QUICK, RIVALS
+from fastckpt.bench.workloads import SIZES
+
+__all__ = ["bench"]
+
+_KINDS = ("mlp", "gpt2", "llama", "small", "adamw", "minilm", "count", "size")
+
+
+@click.command("bench", short_help="Measure fastckpt against its rivals and the device.")
+@click.option("--quick", is_flag=True, help="Small sizes, fewer rivals, three rounds: under a minute.")
+@click.option("--workload", "workloads", multiple=True, type=click.Choice(_KINDS), help="Only this; repeatable.")
+@click.option("--rival", "rivals", multiple=True, type=click.Choice([*RIVALS]), help="Only this; repeatable.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds that count.  [default: 5, or 3 with --quick]")
+@click.option("--size", type=click.Choice(SIZES), hidden=True)
+@click.option("--dir", "folder", type=click.Path(exists=True, file_okay=False), help="Where to write; here by default.")
+@click.option("--space", type=click.FloatRange(0), help="Gigabytes that may be used; 80 % of what is free by default.")
+@click.option("--save", "file", type=click.Path(dir_okay=False), help="Keep the figures in this file, as JSON.")
+@click.option("--plots", type=click.Path(file_okay=False), help="Draw into this folder (needs matplotlib).")
+@click.option("--report", type=click.Path(exists=True, dir_okay=False), help="Only print this file's report.")
+@click.option("--notes", type=click.Path(exists=True, dir_okay=False), help="Markdown to insert into the report.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def bench(**options: Any) -> None:
+    """Measure saves and loads against rivals and against what the device can do.
+
+    Each rival has its own process; they take turns. Whoever is not installed is a line that says how to install it.
+    Everything that is written is deleted at the end.
+
+    \b
+    Workloads: the manual's MLP, GPT-2, a Llama-like model (3.8 GB), 20,000
+    small tensors, GPT-2 with AdamW's state, all-MiniLM-L6-v2; then one model
+    over the number of tensors (count) and over the size (size).
+
+    \b
+    --json, --save: {"format": 1, "date", "command", "machine", "versions",
+      "size", "rounds",
+      "workloads": [{"name", "title", "tensors", "bytes", "largest", "skipped"}],
+      "rivals": [{"name", "title", "missing": how to get it, or null}],
+      "results": [{"workload", "op", "rival", "error"?,
+                   "seconds": {"median", "min", "max"},
+                   "runs": [{"seconds", "peak", "anon", "read", "written", "asked",
+                             "calls", "resident_before"?, "resident_after"?,
+                             "sum"?, "total"?, "bytes"?, "depth"?}]}],
+      "bars": [{"what", "against", "need", "most", "got", "unit", "verdict", "why"}]}
+    Memory and data are in bytes; "limit" among the rivals is what the device or
+    memory can do.
+    """
+    from fastckpt.bench.report import markdown
+
+    if options["report"]:
+        document = json.loads(Path(options["report"]).read_text())
+        if not options["plots"]:
+            notes = Path(options["notes"]).read_text() if options["notes"] else ""
+            click.echo(markdown(document, notes), nl=False)
+            return
+    else:
+        document = _run(options)
+    if options["plots"]:
+        _draw(document, Path(options["plots"]))
+    if options["as_json"]:
+        click.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None, allow_nan=False))
+    elif not options["report"]:
+        importlib.import_module("fastckpt.bench.table").print_document(document)
+
+
+def _run(options: dict[str, Any]) -> dict[str, Any]:
+    """Measure, and keep what there is after every workload."""
+    from fastckpt.bench import running
+    from fastckpt.bench.table import watched
+
+    chosen = _chosen(options)
+    if options["plots"]:
+        importlib.import_module("fastckpt.bench.plots").check()  # not after an hour
+    command = " ".join(["fastckpt", *sys.argv[1:]])
+
+    def keep(document: dict[str, Any]) -> None:
+        document |= {"command": command, "bars": _bars(document)}
+        if options["file"]:
+            click.open_file(options["file"], "w").write(json.dumps(document))
+
+    with watched(running.turns(chosen)) as watch:
+        document = running.run(chosen, watch, keep)
+    keep(document)
+    return document
+
+
+def _chosen(options: dict[str, Any]) -> Any:
+    from fastckpt.bench.running import Options
+
+    quick = options["quick"]
+    return Options(
+        folder=Path(options["folder"] or "."),
+        size=options["size"] or ("quick" if quick else "full"),
+        rounds=options["rounds"] or (3 if quick else 5),
+        workloads=options["workloads"] or (("mlp", "gpt2", "llama", "small", "count") if quick else ()),
+        rivals=options["rivals"] or (QUICK if quick else ()),
+        space=None if options["space"] is None else int(options["space"] * 1e9),
+    )
+
+
+def _bars(document: dict[str, Any]) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from fastckpt.bench.bars import rows
+
+    return [{**asdict(row), "verdict": row.verdict} for row in rows(document)]
+
+
+def _draw(document: dict[str, Any], folder: Path) -> None:
+    for path in importlib.import_module("fastckpt.bench.plots").draw(document, folder):
+        click.echo(f"drawn: {path}", err=True)

@@ -1,0 +1,198 @@
+"""What the device and the memory allow, measured in the same rounds as everybody else.
+
+Direct writes and reads go around the page cache in several threads, from and to huge pages, at the depth (threads,
+bytes of a piece) that is the best for as many bytes. memcpy is numpy's, in as many threads as there are processors,
+between touched memory of ordinary pages like a tensor's.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastckpt.bench.measuring import files_under, measured
+
+__all__ = ["Limits"]
+
+_MIB = 1 << 20
+_MOST = 1024 * _MIB  # bytes; what is larger is compared by rate
+_DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
+_TRIES = 2  # with each depth, before the first round; the better one counts
+_OPENERS = 16  # threads that open small files
+_ALIGNMENT = 4096
+_HUGE = 2 * _MIB  # a huge page
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+class Limits:
+    """The limits of a machine, each as an operation that can be asked for like those of a rival."""
+
+    def __init__(self) -> None:
+        self._depths: dict[tuple[str, int], tuple[int, int]] = {}  # by operation and size
+        self._buffers: list[memoryview] = []
+
+    def direct_write(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """Write a new file around the page cache, and make it durable."""
+        size = _whole(nbytes)
+        return self._at_best_depth("direct_write", size, lambda depth: self._write(path, size, depth))
+
+    def direct_read(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """Read a file around the page cache; the first time it is written before."""
+        size = _whole(nbytes)
+        if not path.exists() or path.stat().st_size != size:
+            self._write(path, size, _DEPTHS[0])
+        return self._at_best_depth("direct_read", size, lambda depth: self._read(path, size, depth))
+
+    def memcpy(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
+        """Copy memory to memory, all of it touched before."""
+        size = min(nbytes, _MOST)
+        source, target = _plain_memory(size), _plain_memory(size)
+        threads = len(os.sched_getaffinity(0))
+        step = max(1, -(-size // threads))
+
+        def copy(worker: int, at: int) -> None:  # noqa: ARG001
+            np.copyto(target[at : at + step], source[at : at + step])
+
+        with _sharing(threads, range(0, size, step)) as shared:
+            found, _ = measured(lambda: shared(copy))
+        return {**found, "bytes": size, "depth": f"{threads} threads"}
+
+    def floor(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """Open and read every file of a snapshot in threads, and nothing else: Python's, so a little above bare C's."""
+        files = [os.fspath(file) for file in files_under(path)]
+        with _sharing(_OPENERS, range(len(files))) as shared:
+            found, _ = measured(lambda: shared(lambda _, at: _open_and_read(files[at])))
+        return {**found, "bytes": nbytes, "depth": f"{_OPENERS} threads, {len(files):,} files"}
+
+    def pinned(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
+        """Copy pinned memory to a GPU."""
+        if not any(map(os.path.exists, _GPUS)):  # torch need not be imported to know it
+            raise RuntimeError("not measured on a GPU")
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RuntimeError("not measured on a GPU")
+        size = min(nbytes, _MOST)
+        source = torch.ones(size, dtype=torch.uint8, pin_memory=True)
+        target = torch.empty(size, dtype=torch.uint8, device="cuda")
+        target.copy_(source)
+        torch.cuda.synchronize()
+
+        def copy() -> None:
+            target.copy_(source, non_blocking=True)
+            torch.cuda.synchronize()
+
+        found, _ = measured(copy)
+        return {**found, "bytes": size, "depth": "pinned"}
+
+    def _at_best_depth(self, op: str, size: int, work: Callable[[tuple[int, int]], dict[str, Any]]) -> dict[str, Any]:
+        if (op, size) not in self._depths:
+            tried = {depth: min(work(depth)["seconds"] for _ in range(_TRIES)) for depth in _DEPTHS}
+            self._depths[op, size] = min(tried, key=lambda depth: tried[depth])
+        depth = self._depths[op, size]
+        return {**work(depth), "bytes": size, "depth": f"{depth[0]} threads of {depth[1] // _MIB} MiB"}
+
+    def _write(self, path: Path, size: int, depth: tuple[int, int]) -> dict[str, Any]:
+        path.unlink(missing_ok=True)
+        threads, piece = depth
+        buffers = self._some_buffers(threads, piece)
+
+        def open_file() -> int:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600)
+            os.posix_fallocate(fd, 0, size)
+            return fd
+
+        def write(fd: int, worker: int, at: int) -> None:
+            view = buffers[worker][: min(piece, size - at)]
+            assert os.pwrite(fd, view, at) == len(view)
+
+        return _moved(open_file, write, range(0, size, piece), threads)
+
+    def _read(self, path: Path, size: int, depth: tuple[int, int]) -> dict[str, Any]:
+        threads, piece = depth
+        buffers = self._some_buffers(threads, piece)
+
+        def read(fd: int, worker: int, at: int) -> None:
+            view = buffers[worker][: min(piece, size - at)]
+            assert os.preadv(fd, [view], at) == len(view)
+
+        return _moved(lambda: os.open(path, os.O_RDONLY | os.O_DIRECT), read, range(0, size, piece), threads)
+
+    def _some_buffers(self, threads: int, piece: int) -> list[memoryview]:
+        """Give each thread a buffer; the same ones as long as they are large enough."""
+        if len(self._buffers) < threads or len(self._buffers[0]) < piece:
+            whole = _huge_pages(threads * piece)
+            self._buffers = [whole[at : at + piece] for at in range(0, threads * piece, piece)]
+        return self._buffers
+
+
+def _whole(nbytes: int) -> int:
+    """Bytes to move: a multiple of what direct reads and writes take, not too many."""
+    return max(_ALIGNMENT, min(nbytes, _MOST) // _ALIGNMENT * _ALIGNMENT)
+
+
+def _plain_memory(size: int) -> Any:
+    """Give touched memory of ordinary pages, as torch's allocator does; numpy's own would ask for huge ones."""
+    memory = np.frombuffer(mmap.mmap(-1, size, flags=_PRIVATE), np.uint8)
+    memory[:] = 1
+    return memory
+
+
+def _huge_pages(size: int) -> memoryview:
+    """Give touched memory in huge pages where there are any: devices move data between them twice as fast."""
+    mapped = mmap.mmap(-1, size + _HUGE, flags=_PRIVATE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(mapped, np.uint8)
+    first = -memory.ctypes.data % _HUGE
+    memory[:] = np.resize(np.random.default_rng(0).integers(0, 256, _HUGE, np.uint8), len(memory))
+    return memoryview(mapped)[first : first + size]
+
+
+def _moved(
+    open_file: Callable[[], int], move: Callable[[int, int, int], None], places: range, threads: int
+) -> dict[str, Any]:
+    """Open a file, move its pieces, sync, close; the threads exist before the clock starts."""
+
+    def all_of_it() -> None:
+        fd = open_file()
+        try:
+            shared(lambda worker, at: move(fd, worker, at))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    with _sharing(threads, places) as shared:
+        return measured(all_of_it)[0]
+
+
+@contextmanager
+def _sharing(threads: int, jobs: Iterable[int]) -> Iterator[Callable[[Callable[[int, int], None]], None]]:
+    """Give what lets threads work at jobs: each takes the next one when it is free."""
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(time.sleep, [0.001] * threads))  # they exist now
+        left = iter(jobs)
+
+        def shared(work: Callable[[int, int], None]) -> None:
+            def loop(worker: int) -> None:
+                for job in left:
+                    work(worker, job)
+
+            list(pool.map(loop, range(threads)))
+
+        yield shared
+
+
+def _open_and_read(file: str) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    os.read(fd, os.fstat(fd).st_size)
+    os.close(fd)

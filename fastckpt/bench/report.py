@@ -1,0 +1,99 @@
+"""BENCHMARKS.md, made from the document of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fastckpt.bench.figures import HEADINGS, OPS, bar_cells, figures, missing, verdicts
+
+__all__ = ["markdown"]
+
+_HOW = """\
+Each side in its own process, taking turns round by round; medians, and ratios taken within a round ("times ours":
+above 1 is slower than fastckpt). A first round is not counted. Every save has fresh values and a new path.
+
+- **durable**: data, names and folders are on the device, by the library itself (fastckpt, DCP) or by an fsync of all
+  of it, which is in the time.
+- **cold**: evicted with posix_fadvise after a sync; mincore says how much was left (`resident_before` in the JSON).
+  Names and inodes stay in the kernel's memory. **warm**: at least 99.9 % in the page cache, read into it before.
+- **touch**: one byte of every page is read; all sides must come to the same sum.
+- **peak MiB**: growth of VmHWM, which counts mapped pages; **anon MiB**: of anonymous memory, the result being alive.
+- **read MB**: what the device gave; **calls**: system calls that read or write, by the kernel's counters (opening,
+  mapping and syncing are not among them); **cached**: the part of the files in the page cache afterwards, near 0 %
+  where it was passed by.
+- **limits** are measured in the same rounds, with at most 1 GiB, and compared by rate; the device's at the best of
+  five depths. For small files it is opening and reading each, in 16 threads of Python: a little above bare C's."""
+
+
+def markdown(document: Mapping[str, Any], notes: str = "") -> str:
+    """Write the report.
+
+    Parameters
+    ----------
+    document : dict
+        What ``running.run`` gave.
+    notes : str
+        Markdown by hand, inserted as it is.
+
+    Returns
+    -------
+    str
+        Markdown with the machine, the date and the command.
+    """
+    by_hand = [notes.strip(), ""] if notes.strip() else []
+    return "\n".join([*_head(document), *_bars(document), *by_hand, *_all(document)])
+
+
+def _head(document: Mapping[str, Any]) -> Iterator[str]:
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    yield from ("# What was measured", "", "Made by `fastckpt bench --report`; not to be edited by hand.", "")
+    yield (
+        f"Machine: {machine['processor']}, {machine['processors']} processors, {machine['memory'] / 2**30:.0f} GiB, "
+        f"{machine['file_system']}, Linux {machine['kernel']}, Python {machine['python']}, numpy {machine['numpy']}. "
+    )
+    yield f"Versions: {versions}. "
+    yield f"Date: {document['date']}. Size: {document['size']}; rounds: {document['rounds']}."
+    yield from ("", f"    {document['command']}", "", _HOW, "")
+    absent = missing(document)
+    yield from (f"- Not installed, so not measured: {line}" for line in absent)
+    yield from [""] if absent else []
+
+
+def _bars(document: Mapping[str, Any]) -> Iterator[str]:
+    rows, summary = verdicts(document)
+    size = document["size"]
+    of_size = "" if size == "full" else f" The promises are of the full sizes, and this run is {size}."
+    yield from ("## What was promised", "", f"{summary}.{of_size}", "")
+    yield from _table(("what", "against", "bar", "measured", ""), [_emphasised(bar_cells(row)) for row in rows])
+
+
+def _emphasised(cells: tuple[str, ...]) -> tuple[str, ...]:
+    return (*cells[:-1], f"**{cells[-1]}**" if cells[-1] == "short" else cells[-1])
+
+
+def _all(document: Mapping[str, Any]) -> Iterator[str]:
+    """Give every figure; those over numbers and sizes as one table a sweep."""
+    titles = {workload["name"]: workload for workload in document["workloads"]}
+    last = ""
+    for workload, op, found in figures(document):
+        if workload != last:
+            of = titles[workload]
+            yield from (f"## {of['title']}", "", f"{of['tensors']:,} tensors, {of['bytes'] / 1e6:,.1f} MB.", "")
+            last = workload
+        yield from (f"**{OPS[op]}**", "")
+        yield from _table(HEADINGS, [figure.cells() for figure in found])
+
+
+def _table(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:
+    rows = [*cells]
+    used = [at for at in range(len(headings)) if at < 2 or any(row[at] for row in rows)]
+    yield _line(headings[at] for at in used)
+    yield _line("---" for _ in used)
+    yield from (_line(row[at] for at in used) for row in rows)
+    yield ""
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

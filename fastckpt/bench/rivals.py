@@ -1,0 +1,271 @@
+"""fastckpt and its rivals, each behind the same few verbs; one process holds one of them.
+
+Whoever cannot save a nested object is handed its tensors by dotted names. `load` may be lazy; what it returns keeps
+everything alive that it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+
+import fastckpt
+from fastckpt.bench.states import flat
+
+__all__ = ["NotAvailable", "Side", "make"]
+
+
+class NotAvailable(Exception):
+    """A rival, or one of its ways, is not there."""
+
+
+class Side:
+    """One rival: what is not overridden it cannot do."""
+
+    nested = False  # whether it can save more than a flat dict
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        """Save to a path where nothing is; `durable` is for those that sync themselves."""
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        """Give the tensors, maybe lazily."""
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
+
+    def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
+        """Begin a save; give what waits for its end."""
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
+
+    def part(self, path: Path, key: str, rows: slice | None) -> Any:
+        """Give one tensor, or some of its rows."""
+        raise NotAvailable(f"{type(self).__name__} cannot do this")
+
+    def load_into(self, path: Path, state: Any) -> None:
+        """Load into live tensors: by a copy of each, where a rival has no better way."""
+        loaded = self.load(path)
+        for name, tensor in flat(state).items():
+            tensor.copy_(loaded[name])
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+class Fastckpt(Side):
+    """This library."""
+
+    nested = True
+    index = False
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        options = {"durable": False} if not durable else {}
+        _call(fastckpt.save, state, path, **options, **({"index": True} if self.index else {}))
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        return _call(fastckpt.load, path, **({"device": device} if device else {}))
+
+    def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
+        begin = getattr(fastckpt, "save_async", None)
+        if begin is None:
+            raise NotAvailable("this fastckpt has no save_async")
+        result: Callable[[], Any] = begin(state, path).result
+        return result
+
+    def part(self, path: Path, key: str, rows: slice | None) -> Any:
+        tensor = fastckpt.open(path)[key]
+        return tensor[...] if rows is None else tensor[rows]
+
+    def load_into(self, path: Path, state: Any) -> None:
+        fastckpt.load_into(state, path)
+
+
+class Indexed(Fastckpt):
+    """This library, with copies of the metas and small tensors in one file."""
+
+    index = True
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    known = inspect.signature(function).parameters
+    for name, value in options.items():
+        if name not in known:
+            raise NotAvailable(f"this fastckpt has no {function.__name__}({name}={value!r})")
+    return function(*arguments, **options)
+
+
+class Safetensors(Side):
+    """The usual way: save_file and load_file."""
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        _module("safetensors.torch").save_file(state, path)
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        return _module("safetensors.torch").load_file(path, **({"device": device} if device else {}))
+
+
+class SafeOpen(Side):
+    """The lazy way: safe_open and get_tensor."""
+
+    def _open(self, path: Path) -> Any:
+        return _module("safetensors").safe_open(path, framework="pt")
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        with self._open(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def part(self, path: Path, key: str, rows: slice | None) -> Any:
+        with self._open(path) as file:
+            return file.get_tensor(key) if rows is None else file.get_slice(key)[rows]
+
+    def load_into(self, path: Path, state: Any) -> None:
+        with self._open(path) as file:
+            for name, tensor in flat(state).items():
+                tensor.copy_(file.get_tensor(name))
+
+
+class Torch(Side):
+    """A zip of raw storages and a pickle."""
+
+    nested = True
+    mmap = False
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        torch.save(state, path)
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        return torch.load(path, mmap=self.mmap, weights_only=True, map_location=device)
+
+    def part(self, path: Path, key: str, rows: slice | None) -> Any:
+        tensor = self.load(path)[key]
+        return tensor if rows is None else tensor[rows]
+
+
+class TorchMapped(Torch):
+    """The same file, mapped."""
+
+    mmap = True
+
+
+class Dcp(Side):
+    """torch.distributed.checkpoint in a single process without a process group."""
+
+    nested = True
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        dcp = _module("torch.distributed.checkpoint")
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(path, sync_files=durable), no_dist=True)
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        dcp = _module("torch.distributed.checkpoint")
+        reader = dcp.FileSystemReader(path)
+        known = reader.read_metadata().state_dict_metadata
+        state = {
+            key: torch.empty(meta.size, dtype=meta.properties.dtype)
+            for key, meta in known.items()
+            if hasattr(meta, "size")
+        }
+        dcp.load(state, storage_reader=reader, no_dist=True)
+        return state
+
+    def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
+        dcp = _module("torch.distributed.checkpoint")
+        result: Callable[[], Any] = dcp.async_save(
+            state, storage_writer=dcp.FileSystemWriter(path, sync_files=True), no_dist=True
+        ).result
+        return result
+
+    def load_into(self, path: Path, state: Any) -> None:
+        dcp = _module("torch.distributed.checkpoint")
+        dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+
+
+class TensorDict(Side):
+    """A folder of memory-mapped files."""
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        _module("tensordict").TensorDict(state, batch_size=[]).memmap(path, copy_existing=True)
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        return dict(_module("tensordict").TensorDict.load_memmap(path).items())
+
+    def part(self, path: Path, key: str, rows: slice | None) -> Any:
+        tensor = self.load(path)[key]
+        return tensor if rows is None else tensor[rows]
+
+
+class _Kept(dict[str, Any]):
+    """Tensors, and what they need as long as they live."""
+
+    owner: Any = None
+
+    def __del__(self) -> None:
+        self.clear()
+        if self.owner is not None:
+            self.owner.close()
+
+
+class FastSafetensors(Side):
+    """Its own reader of safetensors' files; on a CPU without GPUDirect Storage."""
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        module = _module("fastsafetensors")
+        loader = module.SafeTensorsFileLoader(module.SingleGroup(), device=device or "cpu", nogds=True)
+        loader.add_filenames({0: [str(path)]})
+        buffer = loader.copy_files_to_device()
+        kept = _Kept({name: buffer.get_tensor(name) for name in loader.get_keys()})
+        kept.owner = buffer
+        return kept
+
+
+class Numpy(Side):
+    """A folder with a .npy file for each tensor, read as maps; bfloat16, which numpy does not know, as int16."""
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        path.mkdir()
+        for name, tensor in state.items():
+            np.save(_npy(path, name), _array(tensor))
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        return {file.stem: np.load(file, mmap_mode="r") for file in path.iterdir()}
+
+    def part(self, path: Path, key: str, rows: slice | None) -> Any:
+        array = np.load(_npy(path, key), mmap_mode="r")
+        return array if rows is None else array[rows]
+
+    def load_into(self, path: Path, state: Any) -> None:
+        for name, tensor in flat(state).items():
+            np.copyto(_array(tensor), np.load(_npy(path, name), mmap_mode="r"))
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _npy(path: Path, name: str) -> Path:
+    return path / f"{quote(name, safe='')}.npy"
+
+
+_SIDES: dict[str, type[Side]] = {
+    "fastckpt": Fastckpt,
+    "fastckpt-index": Indexed,
+    "safetensors": Safetensors,
+    "safe_open": SafeOpen,
+    "torch": Torch,
+    "torch-mmap": TorchMapped,
+    "dcp": Dcp,
+    "tensordict": TensorDict,
+    "fastsafetensors": FastSafetensors,
+    "numpy": Numpy,
+}
+
+
+def make(name: str) -> Side:
+    """Give the rival of this name."""
+    return _SIDES[name]()

@@ -1,0 +1,275 @@
+"""The parent: who is asked for what, in which order, with the page cache in which state.
+
+Round by round everybody takes a turn, so that a disk that is slow for a minute is slow for all, and ratios can be taken
+within a round. The first round warms imports, memory and the device, and is not counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastckpt.bench import machine
+from fastckpt.bench.catalogue import LIMIT, LIMITS, RIVALS, SAVES, Rival, takes_part
+from fastckpt.bench.children import Child
+from fastckpt.bench.measuring import evict, resident, warm
+from fastckpt.bench.room import Room
+from fastckpt.bench.workloads import Workload, find, names_of
+
+__all__ = ["Options", "run", "turns"]
+
+Document = dict[str, Any]
+Watch = Callable[[str], None]
+
+_COLD = ("cold", "gpu_cold", "one", "rows")
+_GPU = ("gpu", "gpu_cold")
+_WARM = 0.999  # of the bytes in the page cache
+_PER_TENSOR = 16384  # bytes that a tensor may take beyond its own: blocks of small files, folders
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and where."""
+
+    folder: Path
+    size: str = "full"
+    rounds: int = 5
+    workloads: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
+    space: int | None = None
+
+    def chosen(self) -> list[Workload]:
+        """Give the workloads to run; a name's first part stands for all of that kind."""
+        every = names_of(self.size)
+        names = [n for n in every if not self.workloads or {n, n.partition("-")[0]} & set(self.workloads)]
+        return [find(name, self.size) for name in names]
+
+    def sides(self) -> list[Rival]:
+        """Give those who take part, whether they are there or not."""
+        return [rival for rival in RIVALS.values() if not self.rivals or rival.name in self.rivals]
+
+
+def run(options: Options, watch: Watch, keep: Callable[[Document], None]) -> Document:
+    """Measure all that was asked for.
+
+    Parameters
+    ----------
+    options : Options
+        What to run, and where.
+    watch : callable
+        Told before every measurement what it will be.
+    keep : callable
+        Given the document after each workload, so that a long run leaves something when it is stopped.
+
+    Returns
+    -------
+    dict
+        What was measured, on what, ready to be JSON.
+    """
+    with Room(options.folder, options.space) as room:
+        bench = _Bench(options, room, watch)
+        try:
+            for workload in options.chosen():
+                bench.check(workload)
+            bench.start()
+            for workload in options.chosen():
+                bench.workload(workload)
+                keep(bench.document())
+        finally:
+            bench.close()
+        return bench.document()
+
+
+def turns(options: Options) -> int:
+    """Say how many measurements there will be, at most."""
+    return sum(
+        (options.rounds + 1) * (sum(takes_part(side, op, w.rivals) for side in options.sides()) + (op in LIMITS))
+        for w in options.chosen()
+        for op in w.ops
+    )
+
+
+class _Bench:
+    """A run."""
+
+    def __init__(self, options: Options, room: Room, watch: Watch) -> None:
+        self._options, self._room, self._watch = options, room, watch
+        self._missing = {side.name: machine.missing(side) for side in options.sides()}
+        self._sides = [side for side in options.sides() if self._missing[side.name] is None]
+        self._children: dict[str, Child] = {}
+        self._results: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._skipped: dict[str, str] = {}
+        self._targets: dict[str, Path] = {}  # by family, of the workload at hand
+        self._limit_file = room.path / "limit"
+        self._count = 0
+
+    def start(self) -> None:
+        """Start everybody at once: they have a library to import."""
+        self._children |= {name: self._child(name) for name in [*(side.name for side in self._sides), LIMIT]}
+
+    def close(self) -> None:
+        for child in self._children.values():
+            child.dismiss()
+        for child in self._children.values():
+            child.close()
+
+    def check(self, workload: Workload) -> None:
+        """Refuse a workload that does not fit: one of each family, and one more of the largest."""
+        families = {side.family for side in self._sides if not workload.rivals or side.name in workload.rivals}
+        needed = _on_disk(workload) * (len(families) + 1) + min(workload.nbytes, 1 << 30)
+        self._room.check(needed, f"the workload {workload.name}")
+
+    def workload(self, workload: Workload) -> None:
+        """Measure everything with one workload."""
+        hint = machine.has_model() if workload.real else None
+        if hint:
+            self._skipped[workload.name] = hint
+            return
+        self._targets = {}
+        for op in workload.ops:
+            who = [side.name for side in self._sides if takes_part(side, op, workload.rivals)]
+            if op in _GPU and not self._has_gpu(workload, op):
+                continue
+            who += [LIMIT] if who and self._limit_of(workload, op) else []
+            for round_ in range(self._options.rounds + 1):
+                for name in who[round_ % max(1, len(who)) :] + who[: round_ % max(1, len(who))]:
+                    self._watch(f"{workload.title}: {op}, {name}")
+                    self._turn(workload, op, name, round_)
+
+    def document(self) -> Document:
+        """Give all that is known so far."""
+        machine_now = machine.described(self._options.folder)
+        results = [_summed(workload, op, name, found) for (workload, op, name), found in self._results.items()]
+        _compare_sums(results)
+        return {
+            "format": 1,
+            "date": machine_now.pop("date"),
+            "machine": machine_now,
+            "versions": machine.versions(),
+            "size": self._options.size,
+            "rounds": self._options.rounds,
+            "workloads": [_of_workload(w, self._skipped.get(w.name)) for w in self._options.chosen()],
+            "rivals": [
+                {"name": side.name, "title": side.title, "missing": self._missing[side.name]}
+                for side in self._options.sides()
+            ],
+            "results": results,
+        }
+
+    def _child(self, name: str) -> Child:
+        return Child(name, self._room.path / f"{name}.log")
+
+    def _limit_of(self, workload: Workload, op: str) -> str | None:
+        """Name the limit that an operation is measured against; many small files have another than the device."""
+        if workload.name == "small" and op == "cold":
+            return "floor" if self._missing.get("fastckpt", "") is None else None
+        return LIMITS.get(op)
+
+    def _has_gpu(self, workload: Workload, op: str) -> bool:
+        answer = self._ask(LIMIT, workload, "pinned", self._limit_file, 0)
+        if "error" in answer:
+            self._results[workload.name, op, LIMIT] = {"runs": [], "error": "not measured on a GPU"}
+        return "error" not in answer
+
+    def _turn(self, workload: Workload, op: str, name: str, round_: int) -> None:
+        """Prepare, ask, and write down; who failed once is not asked again."""
+        found = self._results.setdefault((workload.name, op, name), {"runs": []})
+        if "error" in found:
+            return
+        answer = self._measure(workload, op, name, round_)
+        if "error" in answer:
+            found["error"] = answer["error"]
+        elif round_:
+            found["runs"].append(answer)
+
+    def _measure(self, workload: Workload, op: str, name: str, round_: int) -> dict[str, Any]:
+        if name == LIMIT:
+            limit = self._limit_of(workload, op)
+            assert limit is not None
+            path = self._target("fastckpt", workload) if limit == "floor" else self._limit_file
+            before = self._prepared(path, True) if limit == "floor" else {}
+            return {**self._ask(name, workload, limit, path, round_), **before}
+        if op in SAVES:
+            return self._save(workload, op, name, round_)
+        path = self._target(RIVALS[name].family, workload)
+        before = self._prepared(path, op in _COLD)
+        answer = self._ask(name, workload, op, path, round_)
+        return {**answer, **before, "resident_after": resident(path)} if op in _COLD else {**answer, **before}
+
+    def _save(self, workload: Workload, op: str, name: str, round_: int) -> dict[str, Any]:
+        """Let a rival save to a new path; then say what of it is in the page cache, and empty that."""
+        self._count += 1
+        path = self._room.path / f"{self._count}-{workload.name}-{name}"
+        self._room.take(path, _on_disk(workload), set(self._targets.values()))
+        answer = self._ask(name, workload, op, path, round_)
+        if "error" not in answer:
+            answer["resident_after"] = resident(path)
+            evict(path)
+            if op == "save_durable":
+                self._targets[name] = path
+        return answer
+
+    def _target(self, family: str, workload: Workload) -> Path:
+        """Give what is loaded: the last durable save of the family; where it was not measured, one made now."""
+        if family not in self._targets:
+            if family not in self._children:
+                self._children[family] = self._child(family)
+            self._save(workload, "save_durable", family, self._options.rounds)
+        return self._targets.get(family, self._room.path / "nothing")
+
+    def _prepared(self, path: Path, cold: bool) -> dict[str, Any]:
+        """Empty or fill the page cache with a snapshot, and look whether that has succeeded."""
+        if not path.exists():
+            return {}
+        if cold:
+            evict(path)
+        elif resident(path) < _WARM:
+            warm(path)
+        return {"resident_before": resident(path)}
+
+    def _ask(self, name: str, workload: Workload, op: str, path: Path, seed: int) -> dict[str, Any]:
+        if not self._children[name].alive:
+            self._children[name] = self._child(name)
+        return self._children[name].ask(
+            op=op, workload=workload.name, size=self._options.size, path=str(path), seed=seed
+        )
+
+
+def _on_disk(workload: Workload) -> int:
+    return workload.nbytes + workload.tensors * _PER_TENSOR
+
+
+def _of_workload(workload: Workload, skipped: str | None) -> dict[str, Any]:
+    name, shape, nbytes = workload.largest
+    return {
+        "name": workload.name,
+        "title": workload.title,
+        "tensors": workload.tensors,
+        "bytes": workload.nbytes,
+        "largest": {"name": name, "shape": list(shape), "bytes": nbytes},
+        "skipped": skipped,
+    }
+
+
+def _summed(workload: str, op: str, name: str, found: dict[str, Any]) -> dict[str, Any]:
+    seconds = [run["seconds"] for run in found["runs"]]
+    summed = {"workload": workload, "op": op, "rival": name, **found}
+    if seconds:
+        summed["seconds"] = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    return summed
+
+
+def _compare_sums(results: list[dict[str, Any]]) -> None:
+    """Whoever read other bytes than most others of a workload says so: its time is worth nothing."""
+    groups: dict[tuple[str, str], Counter[int]] = {}
+    for result in results:
+        group = groups.setdefault((result["workload"], result["op"]), Counter())
+        group.update({run["sum"] for run in result["runs"] if "sum" in run})
+    for result in results:
+        usual = groups[result["workload"], result["op"]].most_common(1)
+        if any(run.get("sum", usual and usual[0][0]) != usual[0][0] for run in result["runs"] if usual):
+            result["error"] = "read other bytes than the others"

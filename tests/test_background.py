@@ -1,0 +1,677 @@
+"""save_async: the bytes of save, an object that may be changed at once, no error lost, an exit that waits."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import commit_rig as rig
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastckpt
+from fastckpt import _core, background, parallel
+from fastckpt.torch import pinned
+
+PATIENCE = 60.0  # seconds until a test gives up; none takes that long
+LARGE = 3 << 20  # bytes: more than goes through the page cache
+
+
+class Gate:
+    """Between the copy and the first byte that is written."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate, write_plan = Gate(), background.write_plan
+
+    def gated(*arguments: Any, **options: Any) -> None:
+        gate.reached.set()
+        assert gate.opened.wait(PATIENCE)
+        write_plan(*arguments, **options)
+
+    monkeypatch.setattr(background, "write_plan", gated)
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+def uncaught(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """What nobody has asked for."""
+    found: list[BaseException] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: found.append(args.exc_value))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_memory_kept() -> Iterator[None]:
+    fastckpt.release_memory()
+    yield
+    background._turns.wait()
+    fastckpt.release_memory()
+
+
+def kept() -> Any:
+    """The memory that waits for the next copy."""
+    return background._arena._free
+
+
+def until(condition: Callable[[], bool]) -> None:
+    stop = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < stop
+        time.sleep(0.001)
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return torch.arange(int(np.prod(shape))).reshape(shape)
+
+
+def complexes() -> torch.Tensor:
+    return torch.view_as_complex(torch.randn(60, 50, 2))
+
+
+def tensors() -> dict[str, Any]:
+    wide = ints(1200, 700)
+    return {
+        "small": ints(7),
+        "large": ints(LARGE // 8 + 5),
+        "odd": torch.arange(LARGE + 13, dtype=torch.uint8),
+        "transposed": wide.t(),
+        "stepped": ints(1200, 700)[:, ::3],
+        "expanded": ints(1000).expand(600, 1000),
+        "conjugate": complexes().conj(),
+        "conjugate, strided": complexes().t().conj(),
+        "negative": complexes().conj().imag,
+        "bool": ints(5000) % 3 == 0,
+        "bool, strided": (ints(90, 90) % 3 == 0).t(),
+        "bfloat16": torch.randn(33).bfloat16(),
+        "bfloat16, strided": torch.randn(33, 44).bfloat16().t(),
+        "float8": torch.randn(33, 44).to(torch.float8_e4m3fn).t(),
+        "uint16": ints(40, 50).to(torch.uint16).t(),
+        "none": torch.empty(0, 4),
+        "scalar": torch.tensor(1.5),
+        "parameter": nn.Parameter(torch.randn(3, 4)),
+        "tied": wide.t(),
+        "tied, small": None,
+        "tied, empty": None,
+    }
+
+
+def arrays() -> dict[str, Any]:
+    wide = np.arange(1200 * 700).reshape(1200, 700)
+    return {
+        "large": wide.copy(),
+        "big endian": wide.astype(">i8"),
+        "Fortran": np.asfortranarray(wide[:50]),
+        "backward": wide[::-1, ::-2],
+        "complex": (wide[:9] * 1j).astype(">c16"),
+        "bool": (wide % 2 == 0).T,
+        "float16": (wide % 99).astype(np.float16)[:, 3],
+        "nothing": np.empty((3, 0)),
+        "number": np.array(3.5, ">f4"),
+    }
+
+
+def tied() -> dict[str, Any]:
+    found = tensors()
+    found["tied, small"], found["tied, empty"] = found["small"], found["none"]
+    return found
+
+
+def nested() -> dict[str, Any]:
+    model = nn.Sequential(nn.Linear(700, 600), nn.BatchNorm1d(600), nn.Linear(600, 3))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 700)).sum().backward()
+    optimizer.step()
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "also": [arrays(), (1, "x")]}
+
+
+@pytest.mark.parametrize("copy", [True, False], ids=["copied", "direct"])
+@pytest.mark.parametrize("make", [tied, arrays, nested, dict], ids=["torch", "numpy", "nested", "empty"])
+def test_the_bytes_are_those_of_save(tmp_path: Path, make: Callable[[], Any], copy: bool) -> None:
+    obj = make()
+    fastckpt.save(obj, tmp_path / "one", durable=False)
+    handle = fastckpt.save_async(obj, tmp_path / "other", copy=copy, durable=False)
+    handle.result(PATIENCE)
+    assert rig.tree_of(tmp_path / "other") == rig.tree_of(tmp_path / "one")
+    inodes = [
+        [(tmp_path / snapshot / folder / "out").stat().st_ino for folder in ("transposed", "tied")]
+        for snapshot in ("one", "other")
+        if make is tied
+    ]
+    assert all(one == other for one, other in inodes)
+
+
+def test_the_options_are_those_of_save(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"index": True, "digest": False, "durable": True, "threads": 1}
+    fastckpt.save(arrays(), tmp_path / "one", **options)
+    fastckpt.save_async(arrays(), tmp_path / "other", **options).result(PATIENCE)
+    assert rig.tree_of(tmp_path / "other") == rig.tree_of(tmp_path / "one")
+
+
+def test_a_tie_that_cannot_be_linked_has_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMLINK, "links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    fastckpt.save_async(tied(), tmp_path / "s", durable=False).result(PATIENCE)
+    fastckpt.verify(tmp_path / "s")
+    assert (tmp_path / "s/tied/out").read_bytes() == tied()["tied"].contiguous().numpy().tobytes()
+
+
+# --- the copy ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_object_may_be_changed_at_once(tmp_path: Path, gate: Gate) -> None:
+    state = {"large": torch.zeros(LARGE), "small": np.zeros(3), "strided": torch.zeros(40, 50).t(), "list": [1]}
+    alive = weakref.ref(state["large"])
+    handle = fastckpt.save_async(state, tmp_path / "s")
+    for tensor in state.values():
+        tensor[:] = [7] if isinstance(tensor, list) else 7
+    state.clear()
+    del tensor
+    assert alive() is None
+    gate.opened.set()
+    handle.result(PATIENCE)
+    loaded = fastckpt.load(tmp_path / "s")
+    assert loaded.pop("list") == [1]
+    assert len(loaded) == 3
+    assert not any(tensor.any() for tensor in loaded.values())
+
+
+def test_without_a_copy_the_object_itself_is_written(tmp_path: Path, gate: Gate) -> None:
+    tensor = torch.zeros(LARGE)
+    handle = fastckpt.save_async({"w": tensor}, tmp_path / "s", copy=False)
+    tensor.fill_(7)
+    gate.opened.set()
+    handle.result(PATIENCE)
+    assert (fastckpt.load(tmp_path / "s")["w"] == 7).all()
+    assert kept() is None
+    alive = weakref.ref(tensor)
+    del tensor
+    gc.collect()
+    assert alive() is None
+
+
+def test_the_memory_is_kept_for_the_next_copy_and_given_back(tmp_path: Path) -> None:
+    def saved(*sizes: int) -> Any:
+        obj = {str(at): np.ones(size, np.uint8) for at, size in enumerate(sizes)}
+        fastckpt.save_async(obj, tmp_path / "s", durable=False).result(PATIENCE)
+        return weakref.ref(kept())
+
+    first = saved(LARGE, 100, LARGE)
+    assert saved(LARGE - 5, LARGE) is first
+    assert saved(2, LARGE + 5) is first
+    larger = saved(3 * LARGE)
+    assert first() is None
+    smaller = saved(LARGE)
+    assert larger() is None
+    fastckpt.release_memory()
+    assert smaller() is None
+
+
+def test_large_tensors_are_written_from_where_they_were_copied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class File:
+        def __init__(self, *arguments: Any) -> None:
+            self.real = real(*arguments)
+            self.direct, self.finish = self.real.direct, self.real.finish
+
+        def write(self, piece: Any, offset: int, room: Any = None) -> None:
+            addresses.append(np.frombuffer(piece, np.uint8).ctypes.data)
+            self.real.write(piece, offset)  # nowhere to move it to
+
+    real, addresses = _core.File, list[int]()
+    monkeypatch.setattr(_core, "File", File)
+    fastckpt.save_async(tied() | {"other": ints(LARGE)}, tmp_path / "s").result(PATIENCE)
+    assert len(addresses) > 8
+    assert not [address for address in addresses if address % _core.DIRECT_ALIGN]
+    fastckpt.verify(tmp_path / "s")
+
+
+PEAK = """
+    import re
+    import numpy as np
+    import fastckpt
+
+    def read(name):
+        with open("/proc/self/status") as status:
+            return int(re.search(name + r":\\s+(\\d+) kB", status.read())[1]) >> 10
+
+    state = {str(at): np.ones(32 << 20, np.uint8) for at in range(5)}
+    state["strided"] = np.ones((4096, 4096), np.uint16).T
+    fastckpt.save({"warm": np.ones(3 << 20)}, folder + "/w")
+    before = read("VmRSS")
+    for _ in range(2):
+        fastckpt.save_async(state, folder + "/s", copy=copy).result()
+    assert read("VmHWM") - before <= (192 if copy else 0) + 64, (read("VmHWM"), before)
+"""
+
+
+def run(script: str, folder: Path, *, code: int = 0, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run a script that knows these names."""
+    lines = [f"{name} = {value!r}" for name, value in {"folder": str(folder), **settings}.items()]
+    text = "\n".join([*lines, textwrap.dedent(script)])
+    done = subprocess.run([sys.executable, "-c", text], check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.mark.no_asan
+@pytest.mark.parametrize("copy", [True, False], ids=["copied", "direct"])
+def test_memory_is_one_copy(tmp_path: Path, copy: bool) -> None:
+    run(PEAK, tmp_path, copy=copy)
+
+
+# --- what is refused at once ------------------------------------------------------------------------------------------
+
+
+def test_what_save_refuses_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/mine").write_text("")
+    fastckpt.save({}, tmp_path / "s")
+    refusals: list[tuple[type[Exception], Any, Any, dict[str, Any]]] = [
+        (fastckpt.UnsupportedError, {"f": print}, "new", {}),
+        (fastckpt.FormatError, {}, "file", {}),
+        (fastckpt.NotCommittedError, {}, "folder", {}),
+        (FileExistsError, {}, "s", {"overwrite": False}),
+        (FileNotFoundError, {}, "no/parent", {}),
+        (ValueError, {}, "new", {"when_busy": "queue"}),
+    ]
+    for error, obj, name, options in refusals:
+        with pytest.raises(error):
+            fastckpt.save_async(obj, tmp_path / name, **options)
+    with pytest.raises(TypeError):
+        fastckpt.save_async({}, 3)  # type: ignore[arg-type]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "s"}
+    fastckpt.save_async({}, tmp_path / "new", when_busy="refuse").result(PATIENCE)
+
+
+def test_the_path_is_the_one_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    monkeypatch.chdir(tmp_path)
+    handle = fastckpt.save_async({}, "s")
+    monkeypatch.chdir("/")
+    gate.opened.set()
+    handle.result(PATIENCE)
+    assert handle.path == str(tmp_path.resolve() / "s")
+    fastckpt.verify(tmp_path / "s")
+
+
+# --- the handle -------------------------------------------------------------------------------------------------------
+
+
+def test_the_handle_tells_how_far_it_is(tmp_path: Path, gate: Gate) -> None:
+    obj = tied()
+    total = sum(tensor.numel() * tensor.itemsize for tensor in obj.values()) - sum(
+        obj[name].numel() * obj[name].itemsize for name in ("tied", "tied, small")
+    )
+    handle = fastckpt.save_async(obj, tmp_path / "s", durable=False)
+    assert not handle.done()
+    assert handle.progress == (0, total)
+    assert f"0 of {total} bytes" in repr(handle)
+    with pytest.raises(TimeoutError, match="goes on"):
+        handle.result(0.01)
+    with pytest.raises(TimeoutError):
+        handle.exception(0)
+    gate.opened.set()
+    handle.result(PATIENCE)
+    assert handle.done()
+    assert handle.exception() is None
+    assert handle.progress == (total, total)
+    assert repr(handle) == f"<SaveHandle {handle.path!r}: saved>"
+
+
+def test_an_interrupt_while_waiting_leaves_the_save_alone(tmp_path: Path, gate: Gate) -> None:
+    handle = fastckpt.save_async({"w": ints(5)}, tmp_path / "s")
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        handle.result(PATIENCE)
+    gate.opened.set()
+    handle.result(PATIENCE)
+    fastckpt.verify(tmp_path / "s")
+
+
+@pytest.mark.parametrize("where", ["copied", "room_for", "partial"])
+def test_an_interrupt_before_the_save_has_begun_undoes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(background, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fastckpt.save_async({"w": ints(5)}, tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "s", when_busy="refuse").result(PATIENCE)
+
+
+def test_an_interrupt_while_the_thread_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            started.append(self)
+            raise KeyboardInterrupt
+
+    started: list[threading.Thread] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fastckpt.save_async({"w": ints(5)}, tmp_path / "s")
+    started[0].join(PATIENCE)
+    assert not started[0].is_alive()
+    assert not list(tmp_path.iterdir())
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "s", when_busy="refuse").result(PATIENCE)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+class NoSpace:
+    def __init__(self, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+
+def test_an_error_reaches_result_and_the_old_snapshot_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncaught: list[BaseException]
+) -> None:
+    old, new = {"w": np.arange(3)}, {"w": np.arange(LARGE), "v": np.arange(4)}
+    fastckpt.save(old, tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "File", NoSpace)
+        handle = fastckpt.save_async(new, tmp_path / "s")
+        for _ in range(2):
+            with pytest.raises(OSError, match="no space") as caught:
+                handle.result(PATIENCE)
+            assert caught.value.errno == errno.ENOSPC
+            assert caught.value.filename == str(tmp_path / "s/w/out")
+    assert handle.exception() is caught.value
+    assert "failed: OSError" in repr(handle)
+    assert rig.equal(rig.loaded(tmp_path / "s"), old)
+    assert {path.name for path in tmp_path.iterdir()} == {"s"}
+    memory = weakref.ref(kept())
+    fastckpt.release_memory()
+    assert memory() is None  # the error does not hold it
+    fastckpt.save_async(new, tmp_path / "s").result(PATIENCE)
+    assert rig.equal(rig.loaded(tmp_path / "s"), new)
+    del handle
+    assert uncaught == []
+
+
+@pytest.mark.parametrize("dropped", ["at once", "afterwards"])
+def test_an_error_that_nobody_asks_for_is_reported_once(
+    tmp_path: Path, gate: Gate, uncaught: list[BaseException], dropped: str
+) -> None:
+    (tmp_path / "parent").mkdir()
+    handle = fastckpt.save_async({"w": ints(5)}, tmp_path / "parent/s")
+    (tmp_path / "parent").rmdir()
+    if dropped == "at once":
+        del handle
+        assert gate.reached.wait(PATIENCE)
+        gate.opened.set()
+    else:
+        gate.opened.set()
+        until(handle.done)
+        with pytest.raises(TimeoutError):
+            fastckpt.SaveHandle(background._Task("other", 0)).result(0)
+        assert uncaught == []
+        del handle
+    until(lambda: bool(uncaught))
+    (problem,) = uncaught
+    assert isinstance(problem, FileNotFoundError)
+    assert str(tmp_path / "parent") in str(problem)
+    fastckpt.save_async({}, tmp_path / "s").result(PATIENCE)  # the next one is not held responsible
+    assert len(uncaught) == 1
+
+
+# --- several saves ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_save_is_refused_or_waits(tmp_path: Path, gate: Gate) -> None:
+    first = fastckpt.save_async({"w": ints(LARGE)}, tmp_path / "one")
+    with pytest.raises(fastckpt.BusyError, match=r"other.*one"):
+        fastckpt.save_async({}, tmp_path / "other", when_busy="refuse")
+    second: list[fastckpt.SaveHandle] = []
+    waiting = threading.Thread(target=lambda: second.append(fastckpt.save_async({"v": ints(9)}, tmp_path / "other")))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    assert not first.done()
+    gate.opened.set()
+    waiting.join(PATIENCE)
+    assert first.done()
+    second[0].result(PATIENCE)
+    for name in ("one", "other"):
+        fastckpt.verify(tmp_path / name)
+
+
+def test_a_plain_save_to_the_same_path_meanwhile(tmp_path: Path) -> None:
+    objects = [{"w": np.full(LARGE // 4, at)} for at in range(2)]
+    for _ in range(10):
+        handle = fastckpt.save_async(objects[0], tmp_path / "s", durable=False)
+        fastckpt.save(objects[1], tmp_path / "s", durable=False)
+        handle.result(PATIENCE)
+        fastckpt.verify(tmp_path / "s")
+        assert any(rig.equal(rig.loaded(tmp_path / "s"), obj) for obj in objects)
+    assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
+# --- the end of the process -------------------------------------------------------------------------------------------
+
+SLOW = """
+    import atexit, os, signal, sys, threading, time
+    import numpy as np
+    import fastckpt
+    from fastckpt import background
+
+    main, write_plan = threading.main_thread(), background.write_plan
+
+    def late(*arguments, **options):
+        while main.is_alive():  # the interpreter is on its way out, and waits
+            time.sleep(0.01)
+        write_plan(*arguments, **options)
+
+    def fail(*arguments, **options):
+        while main.is_alive():
+            time.sleep(0.01)
+        raise OSError(28, "no space", folder + "/s")
+
+    state = {str(at): np.full(3 << 20, at, np.uint8) for at in range(9)} | {"small": np.arange(3)}
+"""
+
+EXIT = """
+    background.write_plan = fail if failing else late
+    handle = fastckpt.save_async(state, folder + "/s")
+    if drop:
+        del handle
+"""
+
+AT_EXIT = """
+    atexit.register(lambda: fastckpt.save_async(state, folder + "/s"))
+"""
+
+
+@pytest.mark.parametrize("drop", [False, True], ids=["kept", "dropped"])
+def test_the_interpreter_waits(tmp_path: Path, drop: bool) -> None:
+    done = run(SLOW + EXIT, tmp_path, drop=drop, failing=False)
+    assert done.stderr == ""
+    fastckpt.verify(tmp_path / "s")
+    assert len(fastckpt.load(tmp_path / "s")) == 10
+
+
+def test_a_save_at_exit(tmp_path: Path) -> None:
+    done = run(SLOW + AT_EXIT, tmp_path)
+    assert done.stderr == ""
+    fastckpt.verify(tmp_path / "s")
+
+
+@pytest.mark.parametrize("drop", [False, True], ids=["kept", "dropped"])
+def test_a_failure_at_exit_is_printed(tmp_path: Path, drop: bool) -> None:
+    done = run(SLOW + EXIT, tmp_path, drop=drop, failing=True).stderr
+    assert done.count("Traceback") == 1
+    assert f"Exception in thread save_async to {tmp_path}/s" in done
+    assert done.rstrip().endswith(f"OSError: [Errno 28] no space: '{tmp_path}/s'")
+    assert not list(tmp_path.iterdir())
+
+
+FORK = """
+    go = threading.Event()
+
+    def gated(*arguments, **options):
+        go.wait()
+        write_plan(*arguments, **options)
+
+    background.write_plan = gated
+    handle = fastckpt.save_async(state, folder + "/s")
+    child = os.fork()
+    if child == 0:
+        assert not handle.done()
+        assert not handle._task._memory.any()  # not inherited, so that no page need be copied
+        try:
+            handle.result()
+        except RuntimeError as refusal:
+            assert "forked" in str(refusal)
+        background.write_plan = write_plan
+        fastckpt.save_async({"own": np.arange(9)}, folder + "/child", when_busy="refuse").result()
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert not handle.done()
+    go.set()
+    handle.result()
+"""
+
+
+def test_a_forked_child_has_no_part_in_it(tmp_path: Path) -> None:
+    done = run("import warnings; warnings.simplefilter('ignore')\n" + textwrap.dedent(SLOW + FORK), tmp_path)
+    assert done.stderr == ""
+    for name in ("s", "child"):
+        fastckpt.verify(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "child"}
+
+
+KILL = """
+    def killed(plan, path, *, progress, **options):
+        def die(nbytes):
+            progress(nbytes)
+            if handle.progress[0] > 5 << 20:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        write_plan(plan, path, progress=die, **options)
+
+    fastckpt.save({"old": np.arange(5)}, folder + "/s")
+    background.write_plan = killed
+    handle = fastckpt.save_async(state, folder + "/s")
+    handle.result()
+"""
+
+
+def test_a_kill_in_the_middle_leaves_the_old_snapshot(tmp_path: Path) -> None:
+    run(SLOW + KILL, tmp_path, code=-signal.SIGKILL)
+    assert len(list(tmp_path.iterdir())) == 2  # what it was writing lies there still
+    assert list(fastckpt.load(tmp_path / "s")) == ["old"]
+    fastckpt.save_async({"new": ints(4)}, tmp_path / "s").result(PATIENCE)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_the_system_refuses_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Few(threading.Thread):
+        def start(self) -> None:
+            if len(started) == 2:
+                raise RuntimeError("can't start new thread")
+            started.append(self)
+            super().start()
+
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(parallel, "Thread", Few)
+    assert parallel.run(str, range(100), 8) == [*map(str, range(100))]
+    assert len(started) == 2
+    assert not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize("in_helper", [True, False])
+def test_the_first_error_ends_all_threads(in_helper: bool) -> None:
+    def work(job: int) -> None:
+        done.append(job)
+        if job >= 4 and (threading.current_thread() is not me) is in_helper:
+            raise ValueError(job)
+        time.sleep(0.001)
+
+    me, done = threading.current_thread(), list[int]()
+    before = threading.active_count()
+    with pytest.raises(ValueError, match=r"\d"):
+        parallel.run(work, range(10_000), 3)
+    assert threading.active_count() == before
+    assert len(done) < 1000
+
+
+# --- CUDA -------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_for_cuda_is_registered_once_and_until_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def called(name: str, result: Any = 0) -> Callable[..., Any]:
+        return lambda *_: (calls.append(name), result)[1]
+
+    class Entered:
+        def __init__(self, *_: Any) -> None:
+            self.wait_stream, self.synchronize = called("wait_stream"), called("synchronize")
+
+        def __enter__(self) -> None:
+            calls.append("enter")
+
+        def __exit__(self, *_: object) -> None:
+            calls.append("exit")
+
+    runtime = types.SimpleNamespace(cudaHostRegister=called("register"), cudaHostUnregister=called("unregister", None))
+    names = {"Stream": Entered, "stream": Entered, "current_stream": str, "cudart": lambda: runtime}
+    monkeypatch.setattr(pinned, "cuda", types.SimpleNamespace(**names))
+    memory = np.zeros(100, np.uint8)
+    for _ in range(2):
+        with pinned.copying({torch.device("cuda")}, memory):
+            calls.append("copies")
+    copies = ["wait_stream", "enter", "copies", "exit", "synchronize"]
+    assert calls == ["register", *copies, *copies]
+    del memory
+    assert calls[-1] == "unregister"
+    assert not pinned._registered
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tensors_from_a_cuda_device(tmp_path: Path) -> None:
+    obj = {name: tensor.cuda() for name, tensor in tensors().items() if tensor is not None} | {"host": ints(LARGE)}
+    expected = {name: tensor.cpu().clone() for name, tensor in obj.items()}
+    for _ in range(2):
+        handle = fastckpt.save_async(obj, tmp_path / "s")
+        assert torch.from_numpy(handle._task._memory).is_pinned() or handle.done()
+        for tensor in obj.values():
+            if 0 not in tensor.stride():
+                tensor.zero_()
+        handle.result(PATIENCE)
+        assert rig.equal(rig.loaded(tmp_path / "s"), expected)
+        obj = {name: tensor.cuda() for name, tensor in expected.items()}

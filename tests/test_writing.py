@@ -1,0 +1,415 @@
+"""How a save writes: the same bytes in every way, their digests, little memory, and errors in the middle."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import commit_rig as rig
+import numpy as np
+import pytest
+import seccomp
+import torch
+from test_core import refusing
+
+import fastckpt
+from fastckpt import _core, digests, saving, writing
+from fastckpt.commit import staging
+from fastckpt.errors import UnsupportedError
+from fastckpt.filesystems import FileSystem
+from fastckpt.staging import Stage
+
+_PART = 64 << 10
+DISK, MEMORY, REMOTE = FileSystem("disk"), FileSystem("memory", in_memory=True), FileSystem("far", remote=True)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small tensors be large ones, in several parts."""
+    monkeypatch.setattr(writing, "PART", _PART)
+    monkeypatch.setattr(writing, "_LARGE", 16 << 10)
+
+
+def numbers(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(list(shape)).integers(0, 1 << 31, shape)
+
+
+def everything() -> dict[str, Any]:
+    """Tensors of several parts, of exactly two, of less than one, and of nothing, in every layout."""
+    run = numbers(300, 331)
+    odd = np.frombuffer(bytes(1) + run.tobytes(), np.uint8)[1:]
+    return {
+        "run": run,
+        "odd address": odd[: 5 * _PART + 13],
+        "two parts": numbers(2 * _PART // 8),
+        "a byte more": numbers(_PART).view(np.uint8)[: 2 * _PART + 1],
+        "turned": numbers(257, 129).T,
+        "sliced": numbers(40, 50, 60)[::2, 5:45, ::-1],
+        "spread": np.broadcast_to(numbers(1, 999), (70, 999)),
+        "big-endian": numbers(30_001).astype(">f8"),
+        "bool": numbers(200_001) % 2 == 0,
+        "bfloat16": torch.from_numpy(numbers(90_001)).to(torch.bfloat16),
+        "bfloat16 turned": torch.from_numpy(numbers(301, 299)).to(torch.bfloat16).T,
+        "conjugate": torch.from_numpy(numbers(30_001).view(np.complex64)).conj(),
+        "small": numbers(3),
+        "small turned": numbers(30, 20).T,
+        "scalar": np.array(7.5),
+        "none": np.zeros((0, 3), np.float32),
+        "tied": run,
+    }
+
+
+def bytes_of(value: Any) -> bytes:
+    """In C order, little-endian; by other means than the code that is tested."""
+    if isinstance(value, torch.Tensor):
+        flat = value.resolve_conj().contiguous().view(-1)
+        return flat.view(torch.uint8).numpy().tobytes()
+    return np.array(value, order="C").astype(value.dtype.newbyteorder("<")).tobytes()
+
+
+def blobs(path: Path) -> dict[str, bytes]:
+    return {folder.name: (folder / "out").read_bytes() for folder in path.iterdir() if folder.is_dir()}
+
+
+# --- the bytes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("parts")
+def test_the_bytes_are_the_same_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = everything()
+    wanted = {name: bytes_of(value) for name, value in saved.items()}
+    path, trees = tmp_path / "s", []
+    for system, durable, threads in itertools.product((DISK, MEMORY, REMOTE), (True, False), (1, 2, 8)):
+        monkeypatch.setattr(writing, "filesystem_of", lambda fd, system=system: system)
+        fastckpt.save(saved, path, threads=threads, durable=durable)
+        trees.append(rig.tree_of(path))
+        assert trees[-1] == trees[0], (system, durable, threads)
+    assert blobs(path) == wanted
+    assert os.path.samefile(path / "run" / "out", path / "tied" / "out")
+    for name, tensor in fastckpt.load(path).items():
+        assert bytes_of(tensor) == wanted[name]
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("patched", ["nothing", "link"])
+def test_every_byte_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: str) -> None:
+    """And a tie that cannot be linked is written again, whatever its size."""
+    if patched == "link":
+        monkeypatch.setattr(os, "link", refuse(OSError(errno.EPERM, "no links")))
+    saved, told = everything(), list[int]()
+    options: dict[str, Any] = {"overwrite": True, "durable": True, "digest": True}
+    saving.write_plan(saving.plan_of(saved, False), tmp_path / "s", threads=4, progress=told.append, **options)
+    own = {name: len(bytes_of(value)) for name, value in saved.items() if name != "tied"}
+    assert sum(told) == sum(own.values())
+    assert max(told) <= max(_PART, own["sliced"], own["turned"], own["bfloat16 turned"], own["spread"])
+    assert blobs(tmp_path / "s")["tied"] == bytes_of(saved["run"])
+    assert fastckpt.verify(tmp_path / "s")
+
+
+def test_large_ones_in_real_parts(tmp_path: Path) -> None:
+    """Nothing patched: three parts and a tail, by more threads than there are parts."""
+    saved = {"run": numbers((12 << 20) // 8 + 1), "turned": numbers(1200, 1031).T, "edge": numbers((1 << 20) // 8)}
+    for threads in (None, 1):
+        fastckpt.save(saved, tmp_path / "s", threads=threads)
+        assert blobs(tmp_path / "s") == {name: bytes_of(value) for name, value in saved.items()}
+        assert fastckpt.verify(tmp_path / "s")
+
+
+# --- digests ----------------------------------------------------------------------------------------------------------
+
+
+def metas(path: Path) -> dict[str, bytes]:
+    return {folder.name: (folder / "meta").read_bytes() for folder in path.iterdir() if folder.is_dir()}
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("system", [DISK, MEMORY])
+def test_digests_are_those_of_zlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: FileSystem) -> None:
+    monkeypatch.setattr(writing, "filesystem_of", lambda fd: system)
+    path = tmp_path / "s"
+    fastckpt.save(everything(), path)
+    found = blobs(path)
+    wanted = {name: f"crc32:{zlib.crc32(data):08x}" for name, data in found.items()}
+    assert wanted["none"] == "crc32:00000000"
+    assert {name: handle.digest for name, handle in fastckpt.open(path).items()} == wanted
+    assert all(b'"digest":"%s"' % wanted[name].encode() in meta for name, meta in metas(path).items())
+    assert fastckpt.verify(path).digests == len(found) - 1  # the tie's bytes are read once
+
+
+@pytest.mark.usefixtures("parts")
+def test_the_index_has_the_same_digests(tmp_path: Path) -> None:
+    fastckpt.save({"model": everything(), "epoch": 3}, tmp_path / "s")
+    marker = (tmp_path / "s" / "snapshot_done").read_bytes()
+    for meta in metas(tmp_path / "s").values():
+        assert json.dumps(meta.decode())[1:-1].encode() in marker
+    assert fastckpt.verify(tmp_path / "s")
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("obj", [everything(), {"model": everything()}], ids=["flat", "nested"])
+def test_without_digests(tmp_path: Path, obj: Any) -> None:
+    fastckpt.save(obj, tmp_path / "s", digest=False)
+    assert fastckpt.verify(tmp_path / "s").digests == 0
+    assert not any(b"digest" in meta for meta in metas(tmp_path / "s").values())
+    assert b"digest" not in (tmp_path / "s" / "snapshot_done").read_bytes()
+    with_digests = tmp_path / "t"
+    fastckpt.save(obj, with_digests)
+    assert blobs(tmp_path / "s") == blobs(with_digests)
+
+
+def test_digests_combine() -> None:
+    data = numbers(5000).tobytes()
+    for cuts in ([], [1], [0, 4096, 4096, 39_999], range(0, 40_000, 999)):
+        edges = [0, *cuts, len(data)]
+        pieces = [data[one:other] for one, other in itertools.pairwise(edges)]
+        whole = digests.combined((zlib.crc32(piece), len(piece)) for piece in pieces)
+        assert digests.digest_text(whole) == f"crc32:{zlib.crc32(data):08x}"
+    assert digests.combined([]) == zlib.crc32(b"") == 0
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("name", ["run", "turned", "bool", "small", "scalar"])
+def test_a_bit_that_flips_is_noticed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s"
+    saved = everything()
+    del saved["tied"]
+    fastckpt.save(saved, path)
+    out = path / name / "out"
+    kept = out.read_bytes()
+    for at in sorted({0, _PART - 1, _PART, len(kept) // 2, len(kept) - 1} & {*range(len(kept))}):
+        out.write_bytes(kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :])
+        problems = fastckpt.verify(path).problems
+        assert len(problems) == 1
+        assert f"{name}/out: its bytes have changed" in problems[0]
+        for mapped in (True, False):
+            with pytest.raises(fastckpt.CorruptError, match=f"{name}/out: its bytes have changed"):
+                fastckpt.load(path, verify=True, mmap=mapped)
+    out.write_bytes(kept)
+    assert fastckpt.verify(path)
+    fastckpt.load(path, verify=True)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+PEAK = """
+import json, sys
+import numpy as np
+import fastckpt
+
+def memory(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) << 10
+
+def growth(array):
+    open("/proc/self/clear_refs", "w").write("5")
+    before = memory("VmRSS")
+    fastckpt.save({"x": array}, sys.argv[1] + "/s", durable=sys.argv[2] == "durable")
+    return memory("VmHWM") - before
+
+array = np.ones((8192, 4099))
+print(json.dumps({"run": growth(array), "turned": growth(array.T), "swapped": growth(array.view(">f8"))}))
+"""
+
+
+@pytest.mark.no_asan
+@pytest.mark.parametrize("durable", ["durable", "lax"])
+def test_memory_is_bounded(memory_path: Path, tmp_path: Path, durable: str) -> None:
+    """256 MiB, in a fresh process: what it takes beyond them, to the disk directly or through the page cache."""
+    folder = tmp_path if durable == "durable" else memory_path
+    command = [sys.executable, "-c", PEAK, str(folder), durable]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert {kind: grown for kind, grown in json.loads(done.stdout).items() if grown > 64 << 20} == {}
+
+
+# --- durable or not ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("call", ["fsync", "syncfs"])
+def test_what_is_not_to_be_durable_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Nothing is asked of the device, also where there is an old snapshot to be deleted."""
+    if not seccomp.NUMBERS:
+        pytest.skip("no seccomp here")
+    monkeypatch.setattr(writing, "_can_sync_whole", lambda system: call == "syncfs")
+    path, saved = tmp_path / "s", everything()
+    for _ in range(2):
+        refusing(call, errno.EIO, lambda: fastckpt.save(saved, path, durable=False))
+        assert blobs(path) == {name: bytes_of(value) for name, value in saved.items()}
+        assert os.listdir(tmp_path) == ["s"]
+    with pytest.raises(OSError, match=f"{call}: ") as caught:
+        refusing(call, errno.EIO, lambda: fastckpt.save({"w": numbers(3)}, path))
+    assert caught.value.errno == errno.EIO
+    assert blobs(path).keys() == saved.keys()
+
+
+@pytest.mark.parametrize(
+    ("system", "durable", "dirty", "release", "wanted"),
+    [
+        (DISK, True, 0, "5.8.0", {"direct": True, "sync": False, "writeback": True}),
+        (DISK, True, 1 << 40, "6.1.0-13-amd64", {"direct": True, "sync": True, "writeback": True}),
+        (DISK, True, 0, "5.7.19", {"direct": True, "sync": True, "writeback": True}),
+        (DISK, True, 0, "10.0", {"direct": True, "sync": False, "writeback": True}),
+        (REMOTE, True, 0, "6.1.0", {"direct": False, "sync": True, "writeback": True}),
+        (MEMORY, True, 0, "6.1.0", {"direct": False, "sync": False, "writeback": True}),
+        (DISK, False, 0, "6.1.0", {"direct": False, "sync": False, "writeback": False}),
+        (REMOTE, False, 1 << 40, "4.18.0", {"direct": False, "sync": False, "writeback": False}),
+    ],
+)
+def test_the_way_fits_the_file_system(
+    monkeypatch: pytest.MonkeyPatch,
+    system: FileSystem,
+    durable: bool,
+    dirty: int,
+    release: str,
+    wanted: dict[str, bool],
+) -> None:
+    names = os.uname()
+    monkeypatch.setattr(writing, "filesystem_of", lambda fd: system)
+    monkeypatch.setattr(writing, "_dirty", lambda: dirty)
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
+    way = writing.way_for(0, None, durable=durable, digest=True)
+    assert {field: getattr(way, field) for field in wanted} == wanted
+    assert way.threads >= 1
+    assert writing.way_for(0, 3, durable=durable, digest=True).threads == 3
+
+
+def test_what_is_to_be_written_by_others_is_known() -> None:
+    """A busy machine has some; a sandbox without /proc has none that we know of."""
+    assert 0 <= writing._dirty() < 1 << 50
+
+
+# --- errors in the middle ---------------------------------------------------------------------------------------------
+
+
+def refuse(error: BaseException) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def parent() -> Iterator[Path]:
+    """A folder with the snapshot `s`; what fails leaves it as it is."""
+    with rig.fast_folder() as folder:
+        fastckpt.save(rig.flat(1), folder / "s")
+        before, open_before = rig.tree_of(folder), rig.descriptors()
+        yield folder
+        assert rig.tree_of(folder) == before
+        assert rig.descriptors() == open_before
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastckpt")]
+
+
+def resize_array(array: Any, length: int) -> None:
+    array.resize(length, refcheck=False)
+
+
+def resize_tensor(tensor: Any, length: int) -> None:
+    tensor.resize_(length)
+
+
+RESIZED: dict[str, tuple[Callable[[], Any], Callable[[Any, int], None]]] = {
+    "array": (lambda: np.arange(50_000), resize_array),
+    "tensor": (lambda: torch.arange(50_000), resize_tensor),
+    "turned tensor": (lambda: torch.arange(50_000).reshape(100, 500).T, resize_tensor),
+    "swapped array": (lambda: np.arange(50_000).astype(">i8"), resize_array),
+    "small array": (lambda: np.arange(50), resize_array),
+}
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("length", [20, 30_000, 49_999, 50_001, 80_000])
+@pytest.mark.parametrize("kind", RESIZED)
+def test_what_is_resized_meanwhile_is_not_committed(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, kind: str, length: int
+) -> None:
+    """By another thread, when its size has been taken and its first byte has not been written."""
+    make, resize = RESIZED[kind]
+    saved = {"w": make(), "other": numbers(50_000)}
+    real = writing.way_for
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        other = threading.Thread(target=resize, args=(saved["w"], length))
+        other.start()
+        other.join()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(saving, "way_for", meanwhile)
+    with pytest.raises(UnsupportedError, match=r"w: \d+ bytes when the save began, then \d+; save a copy"):
+        fastckpt.save(saved, parent / "s")
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("kind", ["run", "turned"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "lost"), MemoryError(), KeyboardInterrupt()], ids=repr)
+def test_an_error_in_one_part_stops_the_others(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, kind: str
+) -> None:
+    begun: list[int] = []
+    real = Stage.write_part
+
+    def write_part(self: Stage, *arguments: Any) -> None:
+        begun.append(1)
+        if len(begun) == 5:
+            raise error
+        time.sleep(0.005)
+        real(self, *arguments)
+
+    monkeypatch.setattr(Stage, "write_part", write_part)
+    saved = {"run": numbers(1_000_000)} if kind == "run" else {str(n): numbers(100, 1000).T for n in range(9)}
+    with pytest.raises(type(error)) as caught:
+        fastckpt.save(saved, parent / "s", threads=4)
+    assert caught.value is error
+    # each of the others ends its own: that is one part, or one tensor of 13
+    assert len(begun) <= 5 + 3 * (1 if kind == "run" else 13)
+
+
+@contextmanager
+def discarded(path: Path) -> Iterator[Stage]:
+    with suppress(KeyError), staging(str(path)) as stage:
+        yield stage
+        raise KeyError
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("threads", [1, 8])
+def test_a_file_that_cannot_be_created_is_what_is_said(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """The threads that wait for the same file do not say that its folder exists."""
+    made: list[int] = []
+
+    def no_space(*arguments: Any) -> None:
+        made.append(1)
+        time.sleep(0.01)
+        raise OSError(errno.ENOSPC, "allocate: no space", "below")
+
+    monkeypatch.setattr(_core, "File", no_space)
+    with pytest.raises(OSError, match="no space") as caught:
+        fastckpt.save({"w": numbers(100_000)}, parent / "s", threads=threads)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(parent / "s" / "w" / "out"))
+    with discarded(parent / "s") as stage:
+        for _ in range(2):
+            with pytest.raises(OSError, match="no space"):
+                stage.create_blob("w", 9, direct=True, writeback=True)
+            assert os.listdir(stage.fd) == []
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_part_is_not_written_when_the_save_has_ended(parent: Path) -> None:
+    """A pool that is interrupted while it starts a thread forgets it."""
+    with discarded(parent / "s") as stage:
+        file = stage.create_blob("w", 9, direct=False, writeback=False)
+        stage.end()
+        with pytest.raises(RuntimeError, match="the save has ended"):
+            stage.write_part("w", file, bytes(9), 0, None)
