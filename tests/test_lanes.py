@@ -6,8 +6,9 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,21 @@ def test_a_copy_that_fails_ends_the_save(
     assert lane.calls == ["begin", "finish", "give_back"]
     assert [*fastckpt.load(memory_path / "s")] == ["old"]
     assert os.listdir(memory_path) == ["s"]
+
+
+def test_the_thread_that_saves_is_the_one_whose_work_is_waited_for(
+    weights: dict[str, torch.Tensor], memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[tuple[threading.Thread, bool]] = []
+
+    def settle(tensors: Sequence[torch.Tensor]) -> None:
+        settled.append((threading.current_thread(), bool(os.listdir(memory_path))))
+        assert {*map(id, weights.values())} == {*map(id, tensors)}
+
+    monkeypatch.setattr(pinned, "settle", settle)
+    fastckpt.save(weights, memory_path / "s", durable=False)
+    fastckpt.save_async(weights, memory_path / "s", copy=False, durable=False).result(60)
+    assert settled == [(threading.current_thread(), False), (threading.current_thread(), True)]
 
 
 def test_a_default_device_changes_nothing(tmp_path: Path, lanes: list[Any]) -> None:

@@ -189,17 +189,18 @@ def _register(memory: Any) -> None:
     address, nbytes = memory.ctypes.data, memory.nbytes
     if _registered.get(address) == nbytes or not nbytes:
         return
-    if int(cuda.cudart().cudaHostRegister(address, nbytes, 0)) != 0:  # the copies then go through CUDA's own
+    unlock = _lock_pages(address, nbytes)
+    if unlock is None:  # the copies then go through CUDA's own
         return
     _registered[address] = nbytes
-    weakref.finalize(memory, _unregister, address, os.getpid()).atexit = False
+    weakref.finalize(memory, _unregister, address, unlock, os.getpid()).atexit = False
 
 
-def _unregister(address: int, owner: int) -> None:
+def _unregister(address: int, unlock: Callable[[], object], owner: int) -> None:
     """Before the memory is unmapped. A forked child may not call CUDA."""
     del _registered[address]
     if os.getpid() == owner:
-        cuda.cudart().cudaHostUnregister(address)
+        unlock()
 
 
 def allocate(sizes: Sequence[int]) -> list[_core.Mapping]:
