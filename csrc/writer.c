@@ -11,8 +11,10 @@
 #define WINDOW ((size_t)8 << 20)
 #define WORTH_RESERVING ((off_t)1 << 20) /* a smaller file is written before a full disk could be asked about */
 
-int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, struct fc_error *err)
+int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, bool writeback,
+                   struct fc_error *err)
 {
+    writer->writeback = writeback;
     writer->size = 0;
     writer->reserved = 0;
     writer->fd = fc_create_file(dirfd, path, err);
@@ -28,13 +30,18 @@ int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t 
     return 0;
 }
 
+static int start_writeback(const struct fc_writer *writer, off_t offset, off_t length, struct fc_error *err)
+{
+    return writer->writeback ? fc_start_writeback(writer->fd, offset, length, err) : 0;
+}
+
 int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, struct fc_error *err)
 {
     while (length > 0) {
         size_t part = length < WINDOW ? length : WINDOW;
         if (fc_write_at(writer->fd, data, part, writer->size, err) < 0)
             return -1;
-        if (part == WINDOW && fc_start_writeback(writer->fd, writer->size, (off_t)part, err) < 0)
+        if (part == WINDOW && start_writeback(writer, writer->size, (off_t)part, err) < 0)
             return -1;
         writer->size += (off_t)part;
         data = (const char *)data + part;
@@ -59,7 +66,7 @@ int fc_finish_writer(struct fc_writer *writer, bool sync, struct fc_error *err)
         goto out;
     if (check_size(writer, err) < 0)
         goto out;
-    if ((sync ? fc_sync_file(writer->fd, err) : fc_start_writeback(writer->fd, 0, 0, err)) < 0)
+    if ((sync ? fc_sync_file(writer->fd, err) : start_writeback(writer, 0, 0, err)) < 0)
         goto out;
     rc = fc_close_written(writer->fd, err);
     writer->fd = -1;

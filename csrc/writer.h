@@ -18,19 +18,22 @@ struct fc_writer {
     int fd;         /* -1 when closed */
     off_t size;     /* bytes written so far */
     off_t reserved; /* bytes of disk that were asked for at the start */
+    bool writeback;
 };
 
 /*
  * Create `path`, which must not exist (EEXIST). `size_hint`: how many bytes will come, 0 if unknown; a disk with less
- * space than that is an error now (ENOSPC) and not after minutes of writing. A wrong hint does no harm.
+ * space than that is an error now (ENOSPC) and not after minutes of writing. A wrong hint does no harm. `writeback`: the device begins before
+ * anybody waits for it.
  */
-int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, struct fc_error *err);
+int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, bool writeback,
+                   struct fc_error *err);
 
 /* Append one piece. After an error the writer is still to be abandoned. */
 int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, struct fc_error *err);
 
 /*
- * Check that the file has the size that was written, make it durable (`sync`) or start to, and close it.
+ * Check that the file has the size that was written, make it durable (`sync`) or, with `writeback`, start to, and close it.
  * 0 means with `sync`: the content survives a power cut (the file's name does once its folder is synced as well).
  * Without `sync`: nothing is durable before an fc_sync_system. The writer is closed in every case.
  */

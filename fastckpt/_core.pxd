@@ -26,7 +26,7 @@ cdef extern from "writer.h" nogil:
     struct fc_writer:
         off_t size
 
-    int fc_open_writer(fc_writer *writer, int dirfd, const char *path, off_t size_hint, fc_error *err)
+    int fc_open_writer(fc_writer *writer, int dirfd, const char *path, off_t size_hint, bint writeback, fc_error *err)
     int fc_append_piece(fc_writer *writer, const void *data, size_t length, fc_error *err)
     int fc_finish_writer(fc_writer *writer, bint sync, fc_error *err)
     void fc_abandon_writer(fc_writer *writer)

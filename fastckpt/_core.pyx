@@ -166,7 +166,7 @@ cdef int _append(fc_writer *writer, object piece, object path) except -1:
     return PyErr_CheckSignals()
 
 
-def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0):
+def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0, bint writeback=True):
     """Write a new file from pieces of memory.
 
     Parameters
@@ -178,9 +178,11 @@ def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0):
     pieces : iterable of buffers
         C-contiguous; each is asked for when the one before it is written, and not looked at after that.
     sync : bool
-        Whether the content must survive a power cut when this returns; else write-back is only started.
+        Whether the content must survive a power cut when this returns.
     size_hint : int
         How many bytes will come, so that a full disk is noticed at once; 0 if unknown.
+    writeback : bool
+        Whether the device begins at once, also without `sync`.
 
     Returns
     -------
@@ -194,7 +196,7 @@ def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0):
     cdef const char *name = PyBytes_AS_STRING(encoded)
     source = iter(pieces)
     with nogil:
-        rc = fc_open_writer(&writer, dirfd, name, size_hint, &err)
+        rc = fc_open_writer(&writer, dirfd, name, size_hint, writeback, &err)
     if rc < 0:
         _fail(&err, path)
     try:

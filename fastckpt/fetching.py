@@ -18,6 +18,7 @@ from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.errors import CorruptError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
+from fastckpt.memory import available
 
 __all__ = [
     "DEPTH",
@@ -52,7 +53,7 @@ SMALL = 16 << 10  # bytes: what is not larger is read through the page cache
 
 _REMEMBERED = 1000  # snapshots
 
-_seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see _seen_before
+_seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see _better_mapped
 _log = logging.getLogger("fastckpt")
 
 
@@ -89,7 +90,8 @@ def fetch(
         The tensors.
     mode : {"auto", "mmap", "read", "direct"}
         ``mmap``: map all. ``read``: read through the page cache. ``direct``: read past it. ``auto``: map what lies in
-        the page cache, and read what does not past it, but map it the second time; over a network read all.
+        the page cache, and read what does not past it, but map it the second time, and when it
+        is more than there is memory; over a network read all.
     threads : int, optional
         That read.
     verify : bool
@@ -113,7 +115,7 @@ def fetch(
         if look != "none":
             contents.look_at(missing, look)
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
-    if mode == "mmap" or (mode == "auto" and allocate is None and missing and _seen_before(contents, missing)):
+    if mode == "mmap" or (mode == "auto" and allocate is None and missing and _better_mapped(contents, missing)):
         map_blobs(contents, missing)
         missing = {}
     _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
@@ -129,15 +131,15 @@ def _move(contents: Contents, blobs: Sequence[str], allocate: Allocate) -> None:
         contents.blobs[blob] = memory
 
 
-def _seen_before(contents: Contents, blobs: dict[str, int]) -> bool:
-    """Tell whether this process has read what is cold here once already: then it is worth the page cache's memory, and
-    is mapped this time. Not what takes more than half of the memory that there is, and not over a network."""
+def _better_mapped(contents: Contents, blobs: dict[str, int]) -> bool:
+    """Tell whether what is cold is mapped nevertheless: when it is more than the memory that there is, or when this
+    process has read it here once already, so that it is worth the page cache's memory."""
     if filesystem_of(contents.fd).remote:
         return False
+    free, wanted = available(), sum(blobs.values())
     status = os.fstat(contents.fd)
     identity = status.st_dev, status.st_ino, status.st_mtime_ns
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-    if identity in _seen and sum(blobs.values()) < free // 2:
+    if wanted > free or (identity in _seen and wanted < free // 2):
         return True
     if len(_seen) >= _REMEMBERED:
         _seen.clear()

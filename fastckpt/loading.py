@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastckpt import tree
@@ -13,6 +11,7 @@ from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import MODES, Allocate, Mode, fetch, look_for
+from fastckpt.garbage import collector_at_rest
 from fastckpt.lanes import Lane
 from fastckpt.layout import DONE, META
 from fastckpt.sending import send
@@ -108,7 +107,7 @@ def load(
             warm(buffers)
         return _assemble(contents, entries, buffers, keys, make)
 
-    with _collector_at_rest():
+    with collector_at_rest():
         return reading(path, act, look=look)
 
 
@@ -120,19 +119,6 @@ def _assemble(
         return nested(contents, lambda key, framework: make(*found[key], framework))
     tensors = make.all(entries, buffers)
     return tensors if keys is not None else flat(contents, tensors)
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """A load makes many objects and no garbage; looking for some at every few hundred took more than half its time."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 class Maker:

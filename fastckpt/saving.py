@@ -11,6 +11,7 @@ from fastckpt import tree
 from fastckpt.codec import KINDS
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
+from fastckpt.garbage import collector_at_rest
 from fastckpt.handles import named
 from fastckpt.plan import WritePlan
 from fastckpt.writing import Progress, way_for, write_items
@@ -83,9 +84,10 @@ def save(
 
 def plan_of(obj: Any, index: bool) -> WritePlan:
     """Decide what a save of `obj` writes; raises what `save` raises for it."""
-    obj = KINDS.state_of(obj)
-    leaves, record = tree.flatten(obj, KINDS)
-    return WritePlan.of(leaves, record, flat=tree.is_flat(obj, KINDS), index=index)
+    with collector_at_rest():
+        obj = KINDS.state_of(obj)
+        leaves, record = tree.flatten(obj, KINDS)
+        return WritePlan.of(leaves, record, flat=tree.is_flat(obj, KINDS), index=index)
 
 
 def settle(plan: WritePlan) -> None:

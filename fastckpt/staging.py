@@ -179,7 +179,7 @@ class Stage:
 
     def _write(self, name: str, pieces: Iterable[Any], sync: bool, nbytes: int = 0) -> int:
         with named(os.path.join(self.path, name)):
-            return _core.write(self.fd, name, pieces, sync, nbytes)
+            return _core.write(self.fd, name, pieces, sync, nbytes, self.durable)
 
     def seal(self, marker: Iterable[Any], *, sync_all: bool) -> None:
         """Write the marker and make the whole folder durable, if it shall be. Afterwards nothing may be added."""

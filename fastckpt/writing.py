@@ -20,6 +20,7 @@ import numpy as np
 from fastckpt import _core, parallel
 from fastckpt.digests import combined, crc32, digest_text
 from fastckpt.filesystems import FileSystem, filesystem_of
+from fastckpt.memory import unwritten
 from fastckpt.plan import WriteItem
 from fastckpt.ring import Drawer, Drawn
 from fastckpt.staging import Stage
@@ -87,16 +88,7 @@ def _can_sync_whole(system: FileSystem) -> bool:
     """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
     does nothing on some remote file systems, and waits for what all other programs have written there."""
     release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
-    return release >= (5, 8) and not system.remote and _dirty() < _OTHERS
-
-
-def _dirty() -> int:
-    """Bytes in the page cache that some program has written and no device has yet."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return sum(int(line.split()[1]) << 10 for line in file if line.startswith(("Dirty:", "Writeback:")))
-    except (OSError, ValueError, IndexError):
-        return 0
+    return release >= (5, 8) and not system.remote and unwritten() < _OTHERS
 
 
 def write_items(
@@ -180,7 +172,7 @@ def _mixed(jobs: list[_Job]) -> list[_Job]:
     """Spread the small jobs, which make the system create files, among the large ones, which make the device write."""
     small = [job for job in jobs if type(job) is _Small]
     large = [job for job in jobs if type(job) is not _Small]
-    places = [(at + 0.5) / len(large) for at in range(len(large))], [at / len(small) for at in range(len(small))]
+    places = [at / len(large) for at in range(len(large))], [(at + 0.5) / len(small) for at in range(len(small))]
     mixed = sorted(zip([*places[0], *places[1]], [*large, *small], strict=True), key=itemgetter(0))
     return [job for _, job in mixed]
 

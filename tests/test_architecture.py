@@ -33,10 +33,10 @@ LAYERS = (
         *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "contents"),
     ),
     ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
-    ("ring", "parallel", "rooms"),
+    ("ring", "parallel", "rooms", "garbage"),
     ("comparing", "digests", "codec", "arrays", "blobs", "lanes", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
-    ("meta", "metatext", "layout", "dtypes", "filesystems", "errors"),
+    ("meta", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)

@@ -16,7 +16,7 @@ import torch
 from pages import evict, maps_of, resident
 
 import fastckpt
-from fastckpt import _core, fetching, filesystems
+from fastckpt import _core, fetching, filesystems, memory
 from fastckpt.fetching import MODES
 
 LENGTHS = (1, 4095, 4096, 4097, 16_384, 16_385, (1 << 20) + 3, (9 << 20) + 4097)
@@ -264,3 +264,52 @@ def test_an_interrupt_between_two_batches(path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         fastckpt.load(path, mode="read")
     assert maps_of(path) == 0
+
+
+# ---- what is cold, and mapped nevertheless ----
+
+
+def test_what_is_loaded_again_is_mapped(path: Path) -> None:
+    large = path / f"of {LENGTHS[-1]}" / "out"
+    if not can_pass_the_cache(path):
+        pytest.skip("this file system has no O_DIRECT")
+    fetching.forget_loads()
+    for times in range(3):
+        evict_all(path)
+        found = fastckpt.load(path)
+        assert maps_of(large) == min(times, 1)
+        assert same(found, state())
+        del found
+    fastckpt.save(state(), path)
+    evict_all(path)
+    found = fastckpt.load(path)
+    assert maps_of(large) == 0, "another snapshot by now"
+    assert same(found, state())
+
+
+def test_what_is_more_than_the_memory_is_mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evict_all(path)
+    fetching.forget_loads()
+    monkeypatch.setattr(fetching, "available", lambda: 9 << 20)
+    found = fastckpt.load(path)
+    assert maps_of(path / f"of {LENGTHS[-1]}" / "out") == 1
+    assert same(found, state())
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("max", "5", 4096 << 10), ("10000", "4000", 6000), ("10000", "20000", 0), (None, None, 4096 << 10)],
+)
+def test_available_memory(
+    limit: str | None, used: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable: 4096 kB\nDirty: 3 kB\nWriteback: 4 kB\n")
+    for name, text in (("memory.max", limit), ("memory.current", used)):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "_MEMINFO", str(tmp_path / "meminfo"))
+    monkeypatch.setattr(memory, "_GROUP", str(tmp_path))
+    assert memory.available() == expected
+    assert memory.unwritten() == 7 << 10
+    monkeypatch.setattr(memory, "_MEMINFO", str(tmp_path / "absent"))
+    assert memory.unwritten() == 0

@@ -275,7 +275,7 @@ def test_the_way_fits_the_file_system(
 ) -> None:
     names = os.uname()
     monkeypatch.setattr(writing, "filesystem_of", lambda fd: system)
-    monkeypatch.setattr(writing, "_dirty", lambda: dirty)
+    monkeypatch.setattr(writing, "unwritten", lambda: dirty)
     monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
     way = writing.way_for(0, None, durable=durable, digest=True)
     assert {field: getattr(way, field) for field in wanted} == wanted
@@ -285,7 +285,7 @@ def test_the_way_fits_the_file_system(
 
 def test_what_is_to_be_written_by_others_is_known() -> None:
     """A busy machine has some; a sandbox without /proc has none that we know of."""
-    assert 0 <= writing._dirty() < 1 << 50
+    assert 0 <= writing.unwritten() < 1 << 50
 
 
 # --- errors in the middle ---------------------------------------------------------------------------------------------
