@@ -121,7 +121,8 @@ def _lock(owner: object, memory: _core.Mapping, length: int, pin: Pin) -> bool:
     """Lock memory until the owner goes; it is held until then, and so is there when it is unlocked."""
     unlock = pin(_address(memory), length)
     if unlock is not None:
-        weakref.finalize(owner, _unlock, unlock, memory, os.getpid())
+        at_end = weakref.finalize(owner, _unlock, unlock, memory, os.getpid())
+        at_end.atexit = isinstance(owner, Room)  # what tensors are over may be used to the very end
     return unlock is not None
 
 

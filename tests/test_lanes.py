@@ -229,6 +229,25 @@ def test_what_is_cold_is_read_past_the_page_cache(tmp_path: Path, monkeypatch: p
         assert rooms == wanted
 
 
+def test_what_is_cold_stays_out_of_the_page_cache(tmp_path: Path, lanes: list[Any]) -> None:
+    system = sending.filesystem_of(tmp_path)
+    if system.remote or system.in_memory:
+        pytest.skip(f"{system.name} has no page cache to pass")
+    fastckpt.save({"w": noise(2 * ROOM + 5)}, tmp_path / "s")
+    fd = os.open(tmp_path / "s", os.O_RDONLY)
+    try:
+        with open(tmp_path / "s" / "w" / "out", "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if _core.is_resident(fd, "w/out"):
+            pytest.skip("nobody can say what lies in the page cache here")
+        assert raw(fastckpt.load(tmp_path / "s", device="cpu", verify=True)["w"]) == raw(noise(2 * ROOM + 5))
+        assert not _core.is_resident(fd, "w/out")
+        fastckpt.load(tmp_path / "s", device="cpu", mode="read")
+        assert _core.is_resident(fd, "w/out")
+    finally:
+        os.close(fd)
+
+
 PEAK = """
 import resource, sys, torch, fastckpt
 from fastckpt.torch import pinned
