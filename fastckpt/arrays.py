@@ -96,6 +96,21 @@ class NumpyCodec:
     def fill(self, target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
         np.copyto(target, source, casting="unsafe")
 
+    def lane(self, device: Any) -> None:
+        """Arrays live on the host."""
+
+    def far(self, obj: np.ndarray[Any, Any]) -> None:
+        """Arrays live on the host."""
+
+    def empty(self, dtype: DType, shape: tuple[int, ...], device: Any, where: str) -> Any:
+        """There is no lane to send it by."""
+
+    def settle(self, objs: Sequence[Any]) -> None:
+        """What is asked of the host is done."""
+
+    def locked_memory(self, sizes: Sequence[int]) -> list[Any]:  # noqa: ARG002
+        raise UnsupportedError("pin=True: numpy arrays cannot be pinned; load with as_='torch'")
+
     def to_device(self, tensor: Any, device: Any) -> Any:
         if str(device).partition(":")[0] != "cpu":
             raise UnsupportedError(f"numpy arrays live on the cpu, not on {device}; load with as_='torch'")

@@ -19,7 +19,7 @@ from fastckpt.arena import Arena, Bytes, copied, room_for
 from fastckpt.commit import target_of
 from fastckpt.errors import BusyError
 from fastckpt.plan import WritePlan
-from fastckpt.saving import check_path, plan_of, write_plan
+from fastckpt.saving import check_path, plan_of, settle, write_plan
 
 __all__ = ["SaveHandle", "release_memory", "save_async"]
 
@@ -83,6 +83,8 @@ def save_async(
         task.path = target_of(task.path, overwrite)
         if copy:
             plan = task.copied(plan)
+        else:
+            settle(plan)
         write = partial(write_plan, threads=threads, overwrite=overwrite, durable=durable, digest=digest)
         task.start(partial(write, plan, task.path, progress=task.note))
     except BaseException:

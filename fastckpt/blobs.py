@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastckpt.dtypes import DType
+from fastckpt.lanes import Far, Lane
 from fastckpt.slicing import Parts
 
 __all__ = ["GATHER", "PIECE", "Blob", "Codec", "Memory", "row_pieces"]
@@ -95,6 +96,21 @@ class Codec(Protocol):
 
     def fill(self, target: Any, source: Any) -> None:
         """Copy into an existing tensor, converting the dtype if it differs."""
+
+    def lane(self, device: Any) -> Lane | None:
+        """Give a lane to a device; None where there is none, so that `to_device` is the way there."""
+
+    def far(self, obj: Any) -> Far | None:
+        """Give the tensor's own memory, if that is its elements in C order, on a device that has a lane; else None."""
+
+    def empty(self, dtype: DType, shape: tuple[int, ...], device: Any, where: str) -> Any:
+        """Make a tensor on a device that has a lane, for its elements to be sent there."""
+
+    def settle(self, objs: Sequence[Any]) -> None:
+        """Wait until what the calling thread has asked of these tensors' devices is done."""
+
+    def locked_memory(self, sizes: Sequence[int]) -> list[Any]:
+        """Give page-locked memory as ``_core.allocate`` gives memory; UnsupportedError where there is none."""
 
     def to_device(self, tensor: Any, device: Any) -> Any:
         """Move to a device."""

@@ -12,8 +12,11 @@ from typing import Any
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
 from fastckpt.errors import CorruptError, FormatError
+from fastckpt.layout import OUT
 
-__all__ = ["check", "combined", "crc32", "digest_text", "wanted_crc"]
+__all__ = ["Crcs", "check", "combined", "compare", "crc32", "digest_text", "wanted_crc"]
+
+Crcs = dict[str, list[tuple[int, int]]]  # by blob, the CRC and the length of each of its pieces, in order
 
 
 def combined(pieces: Iterable[tuple[int, int]]) -> int:
@@ -66,3 +69,12 @@ def refuse_unless_same(found: int, wanted: str, where: str) -> None:
             f"{where}: its bytes have changed since they were saved (crc32 {found:08x}, wants {wanted}); "
             "restore it from a copy, or load an earlier snapshot"
         )
+
+
+def compare(path: str, found: Crcs, digests: dict[str, str | None]) -> None:
+    """Raise CorruptError unless the blobs of the snapshot at `path` have the digests of their metas."""
+    for blob, crcs in found.items():
+        digest = digests[blob]
+        if digest is not None:
+            where = f"{path}/{blob}/{OUT}"
+            refuse_unless_same(combined(crcs), wanted_crc(digest, where), where)

@@ -10,29 +10,47 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from fastckpt import _core, parallel
 from fastckpt.contents import Contents, Entry, Look
-from fastckpt.digests import combined, crc32, refuse_unless_same, wanted_crc
+from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.errors import CorruptError
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
 from fastckpt.layout import OUT
 from fastckpt.memory import available
 
-__all__ = ["MODES", "Mode", "fetch", "forget_loads", "look_for", "map_blobs", "map_files", "read_at", "read_into"]
+__all__ = [
+    "DEPTH",
+    "MODES",
+    "SMALL",
+    "WAITERS",
+    "Allocate",
+    "Mode",
+    "fetch",
+    "forget_loads",
+    "look_for",
+    "map_blobs",
+    "map_files",
+    "read_at",
+    "read_into",
+    "with_path",
+]
 
 Mode = Literal["auto", "mmap", "read", "direct"]
 MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
 
 Part = tuple[str, int, Any, int, int]  # path, offset, memory, size of the file, room: as _core.read_parts wants them
 
+Allocate = Callable[[list[int]], list[_core.Mapping]]
+
 PART = 4 << 20  # bytes that a thread reads at a time
 _RUN = 64 << 20  # bytes: blobs up to here share memory, so that they have huge pages; a larger one has its own
 _BATCH = 1 << 30  # bytes that are read before an interrupt is noticed
-_DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
-_WAITERS = 16  # threads that wait for a server
+DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
+WAITERS = 16  # threads that wait for a server
+SMALL = 16 << 10  # bytes: what is not larger is read through the page cache
 
 _LARGE_FOLIOS = {"xfs": (5, 18), "ext4": (6, 16)}  # since which Linux
 _REMEMBERED = 1000  # snapshots
@@ -65,7 +83,13 @@ def _maps_fast(system: FileSystem) -> bool:
 
 
 def fetch(
-    contents: Contents, entries: Sequence[Entry], mode: Mode, *, threads: int | None = None, verify: bool = False
+    contents: Contents,
+    entries: Sequence[Entry],
+    mode: Mode,
+    *,
+    threads: int | None = None,
+    verify: bool = False,
+    allocate: Allocate | None = None,
 ) -> list[Any]:
     """Give the bytes of some tensors as writable, private buffers; a tie gives the same buffer twice.
 
@@ -83,6 +107,8 @@ def fetch(
         That read.
     verify : bool
         Check the digests on the way.
+    allocate : callable, optional
+        Gives special memory, as ``_core.allocate`` gives any; all bytes are then in such memory, and nothing is mapped.
 
     Raises
     ------
@@ -91,19 +117,29 @@ def fetch(
     OSError
         What the system refused, with errno and path.
     """
+    if allocate is not None:
+        _move(contents, [entry.blob for entry in entries], allocate)
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
     missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
-    if missing and mode == "auto" and not contents.looked:  # not all tensors are wanted
+    if missing and mode == "auto" and allocate is None and not contents.looked:  # not all tensors are wanted
         look = look_for(mode, contents.fd)
         if look != "none":
             contents.look_at(missing, look)
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
-    if mode == "mmap" or (mode == "auto" and missing and _better_mapped(contents, missing)):
+    if mode == "mmap" or (mode == "auto" and allocate is None and missing and _better_mapped(contents, missing)):
         map_blobs(contents, missing)
         missing = {}
     _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
-    _read(contents, missing, mode, threads, digests)
+    _read(contents, missing, mode, threads, digests, allocate)
     return [contents.blobs[entry.blob] for entry in entries]
+
+
+def _move(contents: Contents, blobs: Sequence[str], allocate: Allocate) -> None:
+    """Move the copies that the snapshot has of small blobs into other memory."""
+    copies = {blob: contents.blobs[blob] for blob in dict.fromkeys(blobs) if blob in contents.blobs}
+    for (blob, copy), memory in zip(copies.items(), allocate([*map(len, copies.values())]), strict=True):
+        memoryview(memory)[:] = memoryview(copy)
+        contents.blobs[blob] = memory
 
 
 def _better_mapped(contents: Contents, blobs: dict[str, int]) -> bool:
@@ -148,10 +184,10 @@ def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
     except (_core.SizeChanged, OSError) as problem:
         if isinstance(problem, OSError) and problem.errno == errno.ENOMEM:
             problem.strerror = f"{problem.strerror} (vm.max_map_count limits a process: load with mmap=False)"
-        raise _named(problem, path) from None
+        raise with_path(problem, path) from None
 
 
-def _named(problem: _core.SizeChanged | OSError, path: str) -> Exception:
+def with_path(problem: _core.SizeChanged | OSError, path: str) -> Exception:
     """Say it with the path that the user knows."""
     if isinstance(problem, _core.SizeChanged):
         return CorruptError(f"{path}: {problem}; it was changed while being read, load it again")
@@ -174,7 +210,7 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
         for batch in _batches(parts):
             _core.read_parts(contents.fd, batch, threads=len(os.sched_getaffinity(0)))
     except (_core.SizeChanged, OSError) as problem:
-        raise _named(problem, contents.path) from None
+        raise with_path(problem, contents.path) from None
 
 
 def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
@@ -182,19 +218,25 @@ def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
     try:
         _core.read_into(contents.fd, f"{entry.blob}/{OUT}", offset, buffer, size=entry.meta.nbytes)
     except (_core.SizeChanged, OSError) as problem:
-        raise _named(problem, contents.path) from None
+        raise with_path(problem, contents.path) from None
 
 
 def _read(
-    contents: Contents, blobs: dict[str, int], mode: Mode, threads: int | None, digests: dict[str, str | None]
+    contents: Contents,
+    blobs: dict[str, int],
+    mode: Mode,
+    threads: int | None,
+    digests: dict[str, str | None],
+    allocate: Allocate | None,
 ) -> None:
     """Read some blobs into memory of their own."""
     system = filesystem_of(contents.fd)
     direct = mode in ("auto", "direct") and not (system.remote or system.in_memory)
-    threads = threads or (_WAITERS if system.remote else _DEPTH if direct else len(os.sched_getaffinity(0)))
+    threads = threads or (WAITERS if system.remote else DEPTH if direct else len(os.sched_getaffinity(0)))
     for run in _runs(blobs):
-        contents.blobs.update(zip(run, _core.allocate([blobs[blob] for blob in run]), strict=True))
-    parts = [part for blob in blobs for part in _parts(blob, contents.blobs[blob], direct)]
+        contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
+    warm = {b for b in blobs if allocate and mode == "auto" and _core.is_resident(contents.fd, f"{b}/{OUT}")}
+    parts = [part for b in blobs for part in _parts(b, contents.blobs[b], direct and b not in warm)]
     try:
         if digests:
             _read_and_check(contents, parts, threads, digests)
@@ -202,7 +244,7 @@ def _read(
         for batch in _batches(parts):
             _core.read_parts(contents.fd, batch, threads=threads)
     except (_core.SizeChanged, OSError) as problem:
-        raise _named(problem, contents.path) from None
+        raise with_path(problem, contents.path) from None
 
 
 def _runs(blobs: dict[str, int]) -> Iterator[list[str]]:
@@ -240,10 +282,10 @@ def _read_and_check(contents: Contents, parts: list[Part], threads: int, digests
         _core.read_into(contents.fd, path, offset, view, size=size, room=room)
         return crc32(view), len(view)
 
-    found: dict[str, list[tuple[int, int]]] = {}
+    found: Crcs = {}
     for part, crc in zip(parts, parallel.run(work, parts, threads), strict=True):
         found.setdefault(part[0].removesuffix(f"/{OUT}"), []).append(crc)
-    _compare(contents, found, digests)
+    compare(contents.path, found, digests)
 
 
 def _check(contents: Contents, digests: dict[str, str | None], threads: int | None) -> None:
@@ -254,15 +296,7 @@ def _check(contents: Contents, digests: dict[str, str | None], threads: int | No
     def work(part: tuple[str, memoryview]) -> tuple[int, int]:
         return crc32(part[1]), len(part[1])
 
-    found: dict[str, list[tuple[int, int]]] = {blob: [] for blob in views}
+    found: Crcs = {blob: [] for blob in views}
     for part, crc in zip(parts, parallel.run(work, parts, threads or len(os.sched_getaffinity(0))), strict=True):
         found[part[0]].append(crc)
-    _compare(contents, found, digests)
-
-
-def _compare(contents: Contents, found: dict[str, list[tuple[int, int]]], digests: dict[str, str | None]) -> None:
-    for blob, crcs in found.items():
-        digest = digests[blob]
-        if digest is not None:
-            where = f"{contents.path}/{blob}/{OUT}"
-            refuse_unless_same(combined(crcs), wanted_crc(digest, where), where)
+    compare(contents.path, found, digests)

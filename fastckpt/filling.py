@@ -14,6 +14,7 @@ from fastckpt.contents import Contents, Entry, reading
 from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.fetching import read_at, read_into
+from fastckpt.sending import send
 from fastckpt.tree import Leaf
 from fastckpt.verifying import check_blob
 
@@ -124,15 +125,38 @@ def _mismatch(target: _Target | None, entry: Entry) -> str:
 
 
 def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> None:
-    """Read straight into the targets that lie as their blobs do; the others get theirs by rows, through some room."""
-    straight = [t.codec.memory_of(t.value) if t.dtype == e.meta.dtype else None for t, e in pairs]
-    memories = [(e, memory) for (_, e), memory in zip(pairs, straight, strict=True) if memory is not None]
-    crooked = [pair for pair, memory in zip(pairs, straight, strict=True) if memory is None and pair[1].meta.nbytes]
+    """Send to the targets on devices, and read into those on the host, that lie as their blobs do; the others get
+    theirs by rows, through some room."""
+    for codec in {id(target.codec): target.codec for target, _ in pairs}.values():
+        codec.settle([target.value for target, _ in pairs if target.codec is codec])
+    near = _send([pair for pair in pairs if pair[1].meta.nbytes], contents)
+    straight = [t.codec.memory_of(t.value) if t.dtype == e.meta.dtype else None for t, e in near]
+    memories = [(e, memory) for (_, e), memory in zip(near, straight, strict=True) if memory is not None]
+    crooked = [pair for pair, memory in zip(near, straight, strict=True) if memory is None]
     read_into(contents, memories)
-    for (target, _), memory in zip(pairs, straight, strict=True):
+    for (target, _), memory in zip(near, straight, strict=True):
         if memory is not None:
             target.codec.sound(target.value)
     parallel.run(lambda pair: _fill_by_rows(*pair, contents), crooked, len(os.sched_getaffinity(0)))
+
+
+def _send(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> list[tuple[_Target, Entry]]:
+    """Fill the targets that can be sent to, one device after the other; give those that cannot."""
+    near: list[tuple[_Target, Entry]] = []
+    devices: dict[str, list[tuple[_Target, Entry, Any]]] = {}
+    for target, entry in pairs:
+        far = target.codec.far(target.value) if target.dtype == entry.meta.dtype else None
+        if far is None:
+            near.append((target, entry))
+        else:
+            devices.setdefault(far.device, []).append((target, entry, far.flat))
+    for device, targets in devices.items():
+        lane = targets[0][0].codec.lane(device)
+        assert lane is not None, "what is far is on a device that has a lane"
+        send(contents, [(entry, flat) for _, entry, flat in targets], lane)
+        for target, _, _ in targets:
+            target.codec.sound(target.value)
+    return near
 
 
 def _fill_by_rows(target: _Target, entry: Entry, contents: Contents) -> None:

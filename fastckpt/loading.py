@@ -10,9 +10,11 @@ from fastckpt import tree
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
-from fastckpt.fetching import MODES, Mode, fetch, look_for
+from fastckpt.fetching import MODES, Allocate, Mode, fetch, look_for
 from fastckpt.garbage import collector_at_rest
+from fastckpt.lanes import Lane
 from fastckpt.layout import DONE, META
+from fastckpt.sending import send
 from fastckpt.warming import warm
 
 __all__ = ["Maker", "flat", "load", "nested"]
@@ -29,6 +31,7 @@ def load(
     mode: Mode = "auto",
     mmap: bool | None = None,
     prefetch: bool = False,
+    pin: bool = False,
     threads: int | None = None,
     weights_only: bool = True,
     **foreign: Any,
@@ -45,7 +48,8 @@ def load(
         What every tensor becomes. By default torch tensors where torch is installed and numpy arrays elsewhere; but an
         array that was saved inside a nested object stays an array.
     device : str or torch.device, optional
-        Where the tensors go; the CPU by default.
+        Where the tensors go; the CPU by default. To a CUDA device they go through page-locked memory, while the next
+        are read; ``mode="mmap"`` makes maps and copies those.
     keys : iterable of str, optional
         Load these tensors only; the result is then a flat dict of them, in saved order.
     verify : bool
@@ -61,6 +65,9 @@ def load(
         torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
     prefetch : bool
         Have what is mapped brought into memory in the background, in the order in which it was saved.
+    pin : bool
+        Have tensors on the CPU in page-locked memory, which a CUDA device copies from by itself. They are read, not
+        mapped.
     threads : int, optional
         That read; by default as many as the device can serve.
     weights_only : bool
@@ -85,20 +92,34 @@ def load(
     _check_arguments(path, weights_only, foreign)
     make = Maker(as_, _device(map_location, device))
     way = _mode(mode, mmap)
+    lane = None if way == "mmap" else make.lane()
+    allocate = make.locked_memory(way) if pin else None
+    look = "none" if keys is not None or pin or lane is not None else look_for(way, path)
 
-    def act(contents: Contents) -> tuple[Contents, list[Entry], list[Any]]:
+    def act(contents: Contents) -> Any:
         entries = contents.select(keys)
-        return contents, entries, fetch(contents, entries, way, threads=threads, verify=verify)
-
-    with collector_at_rest():
-        contents, entries, buffers = reading(path, act, look=look_for(way, path) if keys is None else "none")
+        if lane is not None:
+            far = FarMaker(make, lambda entry: fetch(contents, [entry], way, threads=threads, verify=verify)[0])
+            made = _assemble(contents, entries, [None] * len(entries), keys, far)
+            far.fill(contents, lane, mode=way, threads=threads, verify=verify)
+            return made
+        buffers = fetch(contents, entries, way, threads=threads, verify=verify, allocate=allocate)
         if prefetch:
             warm(buffers)
-        if keys is None and contents.marker.nested:
-            found = {entry.key: (entry, buffer) for entry, buffer in zip(entries, buffers, strict=True)}
-            return nested(contents, lambda key, framework: make(*found[key], framework))
-        tensors = make.all(entries, buffers)
-        return tensors if keys is not None else flat(contents, tensors)
+        return _assemble(contents, entries, buffers, keys, make)
+
+    with collector_at_rest():
+        return reading(path, act, look=look)
+
+
+def _assemble(
+    contents: Contents, entries: Sequence[Entry], buffers: Sequence[Any], keys: Iterable[str] | None, make: Maker
+) -> Any:
+    if keys is None and contents.marker.nested:
+        found = {entry.key: (entry, buffer) for entry, buffer in zip(entries, buffers, strict=True)}
+        return nested(contents, lambda key, framework: make(*found[key], framework))
+    tensors = make.all(entries, buffers)
+    return tensors if keys is not None else flat(contents, tensors)
 
 
 class Maker:
@@ -109,6 +130,19 @@ class Maker:
         self._default = codec_for(as_ or default_framework())
         self._device = device
         self._made: dict[tuple[str, str], Any] = {}
+
+    def lane(self) -> Lane | None:
+        """Give the lane to the device that was asked for."""
+        return self._default.lane(self._device)
+
+    def locked_memory(self, mode: Mode) -> Allocate:
+        """Give what allocates page-locked memory; refuse where no tensor can have any."""
+        if mode == "mmap":
+            raise UnsupportedError("pin=True: a map of a file cannot be pinned; leave mode and mmap out")
+        if self._device is not None and str(self._device).partition(":")[0] != "cpu":
+            raise UnsupportedError(f"pin=True is for tensors on the CPU, not on {self._device}; leave one of them out")
+        self._default.locked_memory([])
+        return self._default.locked_memory
 
     def __call__(self, entry: Entry, buffer: Any, framework: str) -> Any:
         """Make one tensor; an array that was saved in a nested object stays one, unless all shall be something else."""
@@ -137,6 +171,38 @@ class Maker:
             codec.sound(made)
         stays = self._device is None or codec is not self._default  # an array among tensors has no other place
         return made if stays else codec.to_device(made, self._device)
+
+
+class FarMaker(Maker):
+    """Makes tensors on a device, and fills them when all are made: the object they are in need not wait for them.
+
+    Parameters
+    ----------
+    near : Maker
+        What it is instead of.
+    fetch : callable
+        Gives the bytes of an array among the tensors, which has no other place than the host.
+    """
+
+    def __init__(self, near: Maker, fetch: Callable[[Entry], Any]) -> None:
+        super().__init__(near._as, near._device)
+        self._fetch = fetch
+        self._empty: list[tuple[Entry, Any]] = []
+
+    def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:
+        if codec is not self._default:
+            return super()._make(codec, entry, self._fetch(entry) if buffer is None else buffer)
+        made = codec.empty(entry.meta.dtype, entry.meta.shape, self._device, entry.key)
+        self._empty.append((entry, made))
+        return made
+
+    def fill(self, contents: Contents, lane: Lane, **how: Any) -> None:
+        """Send the bytes of all that was made."""
+        fars = [(entry, self._default.far(made)) for entry, made in self._empty if entry.meta.nbytes]
+        send(contents, [(entry, far.flat) for entry, far in fars if far is not None], lane, **how)
+        for entry, made in self._empty:
+            if entry.meta.dtype.name == "bool":
+                self._default.sound(made)
 
 
 def nested(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:

@@ -16,7 +16,7 @@ from fastckpt.handles import named
 from fastckpt.plan import WritePlan
 from fastckpt.writing import Progress, way_for, write_items
 
-__all__ = ["check_path", "plan_of", "save", "write_plan"]
+__all__ = ["check_path", "plan_of", "save", "settle", "write_plan"]
 
 
 def save(
@@ -78,6 +78,7 @@ def save(
     check_path(path)
     _check_foreign(global_dst_rank, foreign)
     plan = plan_of(obj, index)
+    settle(plan)
     write_plan(plan, path, threads=threads, overwrite=overwrite, durable=durable, digest=digest)
 
 
@@ -87,6 +88,12 @@ def plan_of(obj: Any, index: bool) -> WritePlan:
         obj = KINDS.state_of(obj)
         leaves, record = tree.flatten(obj, KINDS)
         return WritePlan.of(leaves, record, flat=tree.is_flat(obj, KINDS), index=index)
+
+
+def settle(plan: WritePlan) -> None:
+    """Wait until what the calling thread has asked of the tensors' devices is done: those that write do not wait."""
+    for codec in {id(item.codec): item.codec for item in plan.items}.values():
+        codec.settle([item.value for item in plan.items if item.codec is codec])
 
 
 def write_plan(

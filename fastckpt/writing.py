@@ -21,6 +21,7 @@ from fastckpt.digests import combined, crc32, digest_text
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
 from fastckpt.memory import unwritten
 from fastckpt.plan import WriteItem
+from fastckpt.ring import Drawer, Drawn
 from fastckpt.staging import Stage
 
 __all__ = ["PART", "Progress", "Way", "way_for", "write_items"]
@@ -111,14 +112,14 @@ def write_items(
     """
     save = _Save(stage, way, {})
     own = sorted((item for item in items if item.twin is None), key=lambda item: item.blob.nbytes, reverse=True)
-    jobs = _mixed([job for item in own for job in _jobs_of(item, save)])
 
     def work(job: _Job) -> None:
         job()
         if progress is not None:
             progress(job.nbytes)
 
-    parallel.run(work, jobs, way.threads)
+    with Drawer(way.threads) as drawer:
+        parallel.run(work, _mixed([job for item in own for job in _jobs_of(item, save, drawer)]), way.threads)
     for item in items:
         if item.twin is not None:
             digest = save.digests[item.folder] = save.digests[item.twin]
@@ -152,16 +153,15 @@ class _Job(Protocol):
     def __call__(self) -> None: ...
 
 
-def _jobs_of(item: WriteItem, save: _Save) -> Iterator[_Job]:
-    whole = item.codec.whole(item.value) if item.blob.nbytes > _LARGE else None
+def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
+    drawn = drawer.draw(item.codec, item.value) if item.blob.nbytes > _LARGE else None
     if item.blob.nbytes <= _LARGE:
         yield _Small(item, save)
-    elif whole is None:
+    elif drawn is None:
         yield _Gathered(item, save)
     else:
-        memory = memoryview(whole).cast("B")
-        save.stage.check_written(item.folder, item.blob.nbytes, memory.nbytes)
-        large = _Large(item, save, memory)
+        save.stage.check_written(item.folder, item.blob.nbytes, drawn.nbytes)
+        large = _Large(item, save, drawn)
         for at in range(0, item.blob.nbytes, PART):
             yield _Part(large, at)
 
@@ -235,10 +235,10 @@ def _packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
 class _Large:
     """One large tensor that lies in order, while its parts are written."""
 
-    def __init__(self, item: WriteItem, save: _Save, memory: memoryview) -> None:
+    def __init__(self, item: WriteItem, save: _Save, drawn: Drawn) -> None:
         self.item = item
         self.save = save
-        self.memory = memory
+        self.drawn = drawn
         self._lock = threading.Lock()
         self._file: _core.File | None = None
         self._crcs: dict[int, tuple[int, int]] = {}
@@ -280,8 +280,8 @@ class _Part:
     def __call__(self) -> None:
         large = self.large
         file = large.opened()
-        part = large.memory[self.at : self.at + self.nbytes]
-        crc = crc32(part) if large.save.way.digest else 0
-        room = large.save.room if file.direct else None
-        large.save.stage.write_part(large.item.folder, file, part, self.at, room)
+        with large.drawn.part(self.at, self.nbytes) as part:
+            crc = crc32(part) if large.save.way.digest else 0
+            room = large.save.room if file.direct and not large.drawn.aligned else None
+            large.save.stage.write_part(large.item.folder, file, part, self.at, room)
         large.done(self.at, crc, self.nbytes)

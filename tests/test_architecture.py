@@ -30,10 +30,11 @@ LAYERS = (
     ("__init__",),
     (
         *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
-        *("verifying", "fetching", "doctor", "measuring", "trials", "probing", "contents"),
+        *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "contents"),
     ),
-    ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan", "parallel", "garbage"),
-    ("comparing", "digests", "codec", "arrays", "blobs", "slicing", "marker", "entries"),
+    ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
+    ("ring", "parallel", "rooms", "garbage"),
+    ("comparing", "digests", "codec", "arrays", "blobs", "lanes", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
     ("_core",),
@@ -51,7 +52,7 @@ EDGES = {
     "torch.pinned",
 } | BENCH_EDGES
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
-PURE = {"plan", "marker", "entries", "blobs", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
+PURE = {"plan", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
 PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "workloads")}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}

@@ -13,8 +13,9 @@ from fastckpt import _core
 from fastckpt.blobs import GATHER, Blob, Memory, row_pieces
 from fastckpt.dtypes import BY_NAME, DType
 from fastckpt.errors import UnsupportedError
+from fastckpt.lanes import Far, Lane
 from fastckpt.slicing import Parts, forward
-from fastckpt.torch.pinned import copying
+from fastckpt.torch import pinned
 
 __all__ = ["TORCH", "TorchCodec"]
 
@@ -47,7 +48,7 @@ class TorchCodec:
         if _in_order(tensor):
             yield _bytes_of(tensor)
             return
-        room = torch.empty(min(tensor.numel(), GATHER // tensor.itemsize), dtype=tensor.dtype)
+        room = torch.empty(min(tensor.numel(), GATHER // tensor.itemsize), dtype=tensor.dtype, device="cpu")
         for index in row_pieces(tuple(tensor.shape), tensor.itemsize):
             part = tensor[index]
             piece = room[: part.numel()].view(part.shape)
@@ -59,7 +60,7 @@ class TorchCodec:
         return _bytes_of(tensor) if _in_order(tensor) else None
 
     def collect(self, pairs: Sequence[tuple[torch.Tensor, Any]], memory: Any) -> None:
-        with copying({obj.device for obj, _ in pairs if obj.is_cuda}, memory):
+        with pinned.copying({obj.device for obj, _ in pairs if obj.is_cuda}, memory):
             for obj, room in pairs:
                 tensor = _raw(obj)
                 target = torch.from_numpy(room).view(tensor.dtype).view(tensor.shape)
@@ -71,7 +72,7 @@ class TorchCodec:
             return made
         own = _TO_TORCH.get(dtype.name) or self.dtype(dtype, where)
         if 0 in shape:
-            return torch.empty(shape, dtype=own)
+            return torch.empty(shape, dtype=own, device="cpu")
         flat = torch.frombuffer(buffer, dtype=own)
         return flat if len(shape) == 1 else flat.view(shape)
 
@@ -89,7 +90,7 @@ class TorchCodec:
         return "several of its elements lie in one place" if shared and target.numel() else ""
 
     def one(self, target: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(1, dtype=target.dtype)
+        return torch.zeros(1, dtype=target.dtype, device="cpu")
 
     def sound(self, tensor: torch.Tensor) -> None:
         if tensor.dtype == torch.bool and tensor.numel():
@@ -114,6 +115,22 @@ class TorchCodec:
             if target.dtype == source.dtype and target.itemsize == 1:
                 target, source = target.detach().view(torch.uint8), source.view(torch.uint8)
             target.copy_(source)
+        pinned.settle([target])  # the caller may be a thread whose stream nobody else waits for
+
+    def lane(self, device: Any) -> Lane | None:
+        return pinned.lane_for(device)
+
+    def far(self, obj: torch.Tensor) -> Far | None:
+        return pinned.far(obj)
+
+    def empty(self, dtype: DType, shape: tuple[int, ...], device: Any, where: str) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.dtype(dtype, where), device=device)
+
+    def settle(self, objs: Sequence[torch.Tensor]) -> None:
+        pinned.settle(objs)
+
+    def locked_memory(self, sizes: Sequence[int]) -> list[Any]:
+        return pinned.allocate(sizes)
 
     def to_device(self, tensor: torch.Tensor, device: Any) -> torch.Tensor:
         return tensor.to(device)
