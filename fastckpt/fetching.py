@@ -1,45 +1,35 @@
 """The bytes of tensors: mapped where that is fast, read in large parts by many threads where it is not.
 
-A map of what is in memory costs nothing to make and no memory to have. What is not there is brought in by touches: 2 MiB
-at a time where the page cache can have huge pages, which is as fast as the device, and a little and a wait elsewhere.
-There what is cold is read at once, past the page cache.
+Which of the two is fast is for `fastckpt.choosing` to say.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastckpt import _core, parallel
-from fastckpt.contents import Contents, Entry, Look
+from fastckpt.choosing import Mode, better_mapped, look_for
+from fastckpt.contents import Contents, Entry
 from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.errors import CorruptError
-from fastckpt.filesystems import FileSystem, filesystem_of, kernel
+from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
-from fastckpt.memory import available
 
 __all__ = [
     "DEPTH",
-    "MODES",
     "SMALL",
     "WAITERS",
     "Allocate",
-    "Mode",
     "fetch",
-    "forget_loads",
-    "look_for",
     "map_blobs",
     "map_files",
     "read_at",
     "read_into",
     "with_path",
 ]
-
-Mode = Literal["auto", "mmap", "read", "direct"]
-MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
 
 Part = tuple[str, int, Any, int, int]  # path, offset, memory, size of the file, room: as _core.read_parts wants them
 
@@ -51,35 +41,6 @@ _BATCH = 1 << 30  # bytes that are read before an interrupt is noticed
 DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
 WAITERS = 16  # threads that wait for a server
 SMALL = 16 << 10  # bytes: what is not larger is read through the page cache
-
-_LARGE_FOLIOS = {"xfs": (5, 18), "ext4": (6, 16)}  # since which Linux
-_REMEMBERED = 1000  # snapshots
-
-_seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see _better_mapped
-_log = logging.getLogger("fastckpt")
-
-
-def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
-    """Say which blobs a load by `mode` shall map at once."""
-    if mode != "auto":
-        return "huge" if mode == "mmap" else "none"
-    try:
-        system = filesystem_of(path)
-    except OSError:  # it is not there: whoever opens it says so
-        return "none"
-    if system.remote:
-        _log.info("%s: on %s, so tensors are read in large parts and not mapped", path, system.name)
-        return "none"
-    if system.in_memory:
-        return "all"
-    return "advise" if _maps_fast(system) else "resident"
-
-
-def _maps_fast(system: FileSystem) -> bool:
-    """Tell whether the page cache can have huge pages of this file system: then a touch reads 2 MiB at the speed of the
-    device, and the next load finds them there."""
-    since = _LARGE_FOLIOS.get(system.name)
-    return since is not None and kernel() >= since
 
 
 def fetch(
@@ -121,12 +82,14 @@ def fetch(
         _move(contents, [entry.blob for entry in entries], allocate)
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
     missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
-    if missing and mode == "auto" and allocate is None and not contents.looked:  # not all tensors are wanted
+    if missing and allocate is None and not contents.looked:  # not all tensors are wanted
         look = look_for(mode, contents.fd)
         if look != "none":
             contents.look_at(missing, look)
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
-    if mode == "mmap" or (mode == "auto" and allocate is None and missing and _better_mapped(contents, missing)):
+    if mode == "mmap" or (
+        mode == "auto" and allocate is None and missing and better_mapped(contents.fd, sum(missing.values()))
+    ):
         map_blobs(contents, missing)
         missing = {}
     _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
@@ -140,27 +103,6 @@ def _move(contents: Contents, blobs: Sequence[str], allocate: Allocate) -> None:
     for (blob, copy), memory in zip(copies.items(), allocate([*map(len, copies.values())]), strict=True):
         memoryview(memory)[:] = memoryview(copy)
         contents.blobs[blob] = memory
-
-
-def _better_mapped(contents: Contents, blobs: dict[str, int]) -> bool:
-    """Tell whether what is cold is mapped nevertheless: when it is more than the memory that there is, or when this
-    process has read it here once already, so that it is worth the page cache's memory."""
-    if filesystem_of(contents.fd).remote:
-        return False
-    free, wanted = available(), sum(blobs.values())
-    status = os.fstat(contents.fd)
-    identity = status.st_dev, status.st_ino, status.st_mtime_ns
-    if wanted > free or (identity in _seen and wanted < free // 2):
-        return True
-    if len(_seen) >= _REMEMBERED:
-        _seen.clear()
-    _seen.add(identity)
-    return False
-
-
-def forget_loads() -> None:
-    """Let every load be the first one again. For measurements that evict files from the page cache."""
-    _seen.clear()
 
 
 def map_blobs(contents: Contents, blobs: dict[str, int]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastckpt import tree
+from fastckpt.choosing import MODES, Mode, look_for
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
-from fastckpt.fetching import MODES, Allocate, Mode, fetch, look_for
+from fastckpt.fetching import Allocate, fetch
 from fastckpt.garbage import collector_at_rest
 from fastckpt.lanes import Lane
 from fastckpt.layout import DONE, META
@@ -57,10 +58,10 @@ def load(
     mode : {"auto", "mmap", "read", "direct"}
         How the bytes come. ``mmap``: every tensor is a private map of its file; nothing is read until it is touched,
         it can be changed in place, and the file never changes. ``read``: all is read into memory now. ``direct``: the
-        same, past the page cache. ``auto``: as ``mmap`` where the system brings in huge pages (Linux 6.16 and ext4,
-        5.18 and xfs), tensors of less than 2 MiB being read ahead; elsewhere what lies in the page cache is mapped, and the
-        rest read past it at the speed of the device (or mapped, if a process loads it for the second time, or has no
-        memory for it); over a network all is read.
+        same, past the page cache. ``auto``: as ``mmap`` where the system brings in huge pages (ext4 since Linux 6.16,
+        xfs since 5.18), tensors of less than 2 MiB being read ahead; elsewhere what lies in the page cache is mapped,
+        and the rest read past it at the speed of the device (or mapped, if a process loads it for the second time, or
+        has no memory for it); over a network all is read.
     mmap : bool, optional
         torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
     prefetch : bool

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastckpt import _core
+from fastckpt.choosing import Mode
 from fastckpt.contents import Contents, Entry
 from fastckpt.digests import Crcs, compare, crc32
-from fastckpt.fetching import DEPTH, SMALL, WAITERS, Mode, with_path
+from fastckpt.fetching import DEPTH, SMALL, WAITERS, with_path
 from fastckpt.filesystems import filesystem_of
 from fastckpt.lanes import Lane
 from fastckpt.layout import OUT

@@ -17,8 +17,8 @@ import torch
 from pages import evict, maps_of, resident
 
 import fastckpt
-from fastckpt import _core, fetching, filesystems, memory
-from fastckpt.fetching import MODES
+from fastckpt import _core, choosing, fetching, filesystems, memory
+from fastckpt.choosing import MODES
 
 LENGTHS = (1, 4095, 4096, 4097, 16_384, 16_385, (1 << 20) + 3, (9 << 20) + 4097)
 
@@ -64,7 +64,7 @@ def test_every_way_without_huge_pages(path: Path) -> None:
 
 
 def test_what_is_cold_is_mapped_where_that_is_fast(path: Path) -> None:
-    if not fetching._maps_fast(filesystems.filesystem_of(path)):
+    if not choosing.maps_fast(filesystems.filesystem_of(path)):
         pytest.skip("no huge pages in the page cache of this file system")
     large, middling = path / f"of {LENGTHS[-1]}" / "out", path / f"of {LENGTHS[-2]}" / "out"
     for keys in (None, list(state())):
@@ -93,7 +93,7 @@ def test_what_is_cold_is_mapped_where_that_is_fast(path: Path) -> None:
 def test_where_maps_are_fast(name: str, release: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     names = os.uname()
     monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
-    assert fetching._maps_fast(filesystems.FileSystem.named(name)) == fast
+    assert choosing.maps_fast(filesystems.FileSystem.named(name)) == fast
 
 
 @pytest.mark.parametrize(("mode", "warm", "verify"), [*itertools.product(MODES, [False, True], [False, True])])
@@ -120,8 +120,8 @@ def test_threads_and_numpy(mode: Any, path: Path) -> None:
 @pytest.fixture
 def slow_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a system whose page cache has no huge pages."""
-    monkeypatch.setattr(fetching, "_maps_fast", lambda system: False)
-    fetching.forget_loads()
+    monkeypatch.setattr(choosing, "maps_fast", lambda system: False)
+    choosing.forget_loads()
 
 
 @pytest.mark.usefixtures("slow_maps")
@@ -155,7 +155,8 @@ def can_pass_the_cache(path: Path) -> bool:
 def test_over_a_network_nothing_is_mapped(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fetching, "filesystem_of", lambda path: filesystems.FileSystem.named("nfs4"))
+    for module in (fetching, choosing):
+        monkeypatch.setattr(module, "filesystem_of", lambda path: filesystems.FileSystem.named("nfs4"))
     with caplog.at_level(logging.INFO, "fastckpt"):
         found = fastckpt.load(path)
     assert same(found, state())
@@ -340,7 +341,7 @@ def test_what_is_loaded_again_is_mapped(path: Path) -> None:
 @pytest.mark.usefixtures("slow_maps")
 def test_what_is_more_than_the_memory_is_mapped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evict_all(path)
-    monkeypatch.setattr(fetching, "available", lambda: 9 << 20)
+    monkeypatch.setattr(choosing, "available", lambda: 9 << 20)
     found = fastckpt.load(path)
     assert maps_of(path / f"of {LENGTHS[-1]}" / "out") == 1
     assert same(found, state())

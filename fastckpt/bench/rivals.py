@@ -17,7 +17,7 @@ import torch
 
 import fastckpt
 from fastckpt.bench.states import flat
-from fastckpt.fetching import forget_loads
+from fastckpt.choosing import forget_loads
 
 __all__ = ["NotAvailable", "Side", "make"]
 
@@ -42,6 +42,9 @@ class Side:
     def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
         """Begin a save; give what waits for its end."""
         raise NotAvailable(f"{type(self).__name__} cannot do this")
+
+    def first(self) -> None:
+        """Let the next load be as the first one of a process, where that matters."""
 
     def part(self, path: Path, key: str, rows: slice | None) -> Any:
         """Give one tensor, or some of its rows."""
@@ -68,8 +71,10 @@ class Fastckpt(Side):
         fastckpt.save(state, path, durable=durable, index=self.index)
 
     def load(self, path: Path, device: str | None = None) -> Any:
-        forget_loads()  # each is the first of a process: what is loaded again is only mapped
         return fastckpt.load(path, device=device)
+
+    def first(self) -> None:
+        forget_loads()
 
     def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
         return fastckpt.save_async(state, path).result

@@ -70,6 +70,9 @@ class _Worker:
 
     def touch(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
         """Load, and read one byte of every page."""
+        return self._touched_load(path)
+
+    def _touched_load(self, path: Path) -> Answer:
         total = 0
 
         def work() -> Any:
@@ -80,7 +83,16 @@ class _Worker:
 
         return {**measured(work)[0], "sum": total}
 
-    cold = touch
+    def cold(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
+        """The same, with nothing in the page cache."""
+        self._side.first()
+        return self._touched_load(path)
+
+    def warm(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
+        """Bring a snapshot into the page cache as its own users do: by loading it, and loading it again."""
+        for _ in range(2):
+            _touched(self._states.flat(self._side.load(path)))
+        return {}
 
     def into(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Load into live tensors."""

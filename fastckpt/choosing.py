@@ -1,0 +1,71 @@
+"""Which way the bytes of a load come.
+
+A map of what is in memory costs nothing to make and no memory to have. What is not there is brought in by touches: 2
+MiB at a time where the page cache can have huge pages, which is as fast as the device; elsewhere by little, with a wait
+each. There what is cold is read at once, past the page cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Literal
+
+from fastckpt.contents import Look
+from fastckpt.filesystems import FileSystem, filesystem_of, kernel
+from fastckpt.memory import available
+
+__all__ = ["MODES", "Mode", "better_mapped", "forget_loads", "look_for", "maps_fast"]
+
+Mode = Literal["auto", "mmap", "read", "direct"]
+MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
+
+_LARGE_FOLIOS = {"xfs": (5, 18), "ext4": (6, 16)}  # since which Linux
+_REMEMBERED = 1000  # snapshots
+
+_seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see better_mapped
+_log = logging.getLogger("fastckpt")
+
+
+def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
+    """Say which blobs a load by `mode` shall map at once."""
+    if mode != "auto":
+        return "huge" if mode == "mmap" else "none"
+    try:
+        system = filesystem_of(path)
+    except OSError:  # it is not there: whoever opens it says so
+        return "none"
+    if system.remote:
+        _log.info("%s: on %s, so tensors are read in large parts and not mapped", path, system.name)
+        return "none"
+    if system.in_memory:
+        return "all"
+    return "advise" if maps_fast(system) else "resident"
+
+
+def maps_fast(system: FileSystem) -> bool:
+    """Tell whether the page cache can have huge pages of this file system: then a touch reads 2 MiB at the speed of the
+    device, and the next load finds them there."""
+    since = _LARGE_FOLIOS.get(system.name)
+    return since is not None and kernel() >= since
+
+
+def better_mapped(fd: int, wanted: int) -> bool:
+    """Tell whether `wanted` bytes of a snapshot that are cold are mapped nevertheless: when they are more than the
+    memory that there is, or when this process has read them once already, so that they are worth the page cache's."""
+    if filesystem_of(fd).remote:
+        return False
+    free = available()
+    status = os.fstat(fd)
+    identity = status.st_dev, status.st_ino, status.st_mtime_ns
+    if wanted > free or (identity in _seen and wanted < free // 2):
+        return True
+    if len(_seen) >= _REMEMBERED:
+        _seen.clear()
+    _seen.add(identity)
+    return False
+
+
+def forget_loads() -> None:
+    """Let every load be the first one again. For measurements that evict files from the page cache."""
+    _seen.clear()
