@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastckpt.blobs import PIECE
+from fastckpt.choosing import maps_fast
 from fastckpt.contents import MAP_LIMIT
 from fastckpt.measuring import Speed, measure
 from fastckpt.probing import (
@@ -207,6 +208,8 @@ def _loads(folder: Folder) -> Iterator[str]:
         yield f"loads: {kind.name} is a network file system, or a program's: no maps by default, large parallel reads"
     elif kind.in_memory:
         yield "loads: maps, since all of it is in memory"
+    elif maps_fast(kind):
+        yield "loads: maps, and what is not in the page cache comes in huge pages when it is touched"
     elif _is_direct(folder):
         yield "loads: maps what is in the page cache, reads the rest with O_DIRECT"
     else:

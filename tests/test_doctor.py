@@ -287,6 +287,19 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
 # ---- therefore ----
 
 
+@pytest.fixture
+def slow_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel whose page cache has no huge pages of any file."""
+    monkeypatch.setattr("fastckpt.doctor.maps_fast", lambda system: False)
+
+
+def test_maps_where_they_are_fast(found: Examination, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastckpt.doctor.maps_fast", lambda system: True)
+    sentence = "loads: maps, and what is not in the page cache comes in huge pages when it is touched"
+    assert sentence in therefore(with_folder(found, **GOOD))
+
+
+@pytest.mark.usefixtures("slow_maps")
 def test_a_good_folder(found: Examination) -> None:
     machine = replace(found.machine, max_map_count=65_530, openat2=True)
     assert therefore(replace(with_folder(found, **GOOD), machine=machine)) == [
@@ -296,6 +309,7 @@ def test_a_good_folder(found: Examination) -> None:
     ]
 
 
+@pytest.mark.usefixtures("slow_maps")
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
