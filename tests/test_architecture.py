@@ -30,7 +30,7 @@ LAYERS = (
     ("__init__",),
     (
         *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
-        *("verifying", "sending", "fetching", "choosing", "doctor", "measuring", "trials", "probing", "contents"),
+        *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
     ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
     ("ring", "parallel", "rooms", "garbage"),
