@@ -253,7 +253,9 @@ ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, struct fc_er
 
 void fc_begin_reading(int fd, off_t size)
 {
-    (void)posix_fadvise(fd, 0, size, POSIX_FADV_WILLNEED);
+    const off_t most = 128 << 10; /* of one hint the kernel takes no more than it reads ahead, seldom less than that */
+    for (off_t at = 0; at < size; at += most)
+        (void)posix_fadvise(fd, at, size - at < most ? size - at : most, POSIX_FADV_WILLNEED);
 }
 
 int fc_get_size(int fd, off_t *size, struct fc_error *err)

@@ -17,6 +17,7 @@ from fastckpt.slicing import spell_out, touched
 __all__ = ["Snapshot", "TensorHandle", "open"]
 
 _EXACT = 64 << 20  # bytes in one run that are asked for at once; longer ones come by read-ahead
+_HINT = 128 << 10  # bytes: of one hint the kernel takes no more than it reads ahead, which is seldom less than that
 _LONG_RUN = 256 << 10  # bytes in one run among gaps that are worth the kernel's read-ahead
 
 
@@ -71,7 +72,8 @@ def _announce(blob: _core.Mapping, first: int, run: int, count: int) -> None:
     """Tell the kernel which bytes will be touched: its own guess is to read what lies around each of them."""
     if run == count < min(len(blob), _EXACT):
         blob.advise(_core.MADV_RANDOM)
-        blob.advise(_core.MADV_WILLNEED, first, run)
+        for at in range(first, first + run, _HINT):
+            blob.advise(_core.MADV_WILLNEED, at, min(_HINT, first + run - at))
     else:
         blob.advise(_core.MADV_RANDOM if run < min(_LONG_RUN, len(blob)) else _core.MADV_NORMAL)
 
