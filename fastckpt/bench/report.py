@@ -16,7 +16,7 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
 - **durable**: data, names and folders are on the device, by the library itself (fastckpt, DCP) or by an fsync of all
   of it, which is in the time.
 - **cold**: evicted with posix_fadvise after a sync; mincore says how much was left (`resident_before` in the JSON).
-  Names and inodes stay in the kernel's memory. **warm**: at least 99.9 % in the page cache, by loads of its own library.
+  Names and inodes stay in the kernel's memory. **warm**: at least 99.9 % in the page cache, by its library's loads.
 - **touch**: one byte of every page is read; all sides must come to the same sum.
 - **peak MiB**: growth of VmHWM, which counts mapped pages; **anon MiB**: of anonymous memory, the result being alive.
 - **read MB**: what the device gave; **calls**: system calls that read or write, by the kernel's counters (opening,
