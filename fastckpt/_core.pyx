@@ -336,7 +336,7 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
     map : bool
         Also map every ``out`` whose ``meta`` could be read, or read it into shared memory if it is small.
     cold : int
-        What to do, with `map`, where a blob is neither small nor in the page cache: ``COLD_MAP``, map it like any other;
+        What to do, with `map`, where a blob is neither small nor in the page cache: ``COLD_MAP``, map it as any other;
         ``COLD_LEAVE``, give its size only; ``COLD_HUGE``, map it so that, if it is large, a touch brings in 2 MiB;
         ``COLD_ADVISE``, the same, and if it is not large begin to read it now.
     metas : bool
