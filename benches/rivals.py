@@ -23,28 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-WIDTH, LAYERS = 768, 12
-BLOCK = {
-    "ln_1.weight": (WIDTH,),
-    "ln_1.bias": (WIDTH,),
-    "attn.c_attn.weight": (WIDTH, 3 * WIDTH),
-    "attn.c_attn.bias": (3 * WIDTH,),
-    "attn.c_proj.weight": (WIDTH, WIDTH),
-    "attn.c_proj.bias": (WIDTH,),
-    "ln_2.weight": (WIDTH,),
-    "ln_2.bias": (WIDTH,),
-    "mlp.c_fc.weight": (WIDTH, 4 * WIDTH),
-    "mlp.c_fc.bias": (4 * WIDTH,),
-    "mlp.c_proj.weight": (4 * WIDTH, WIDTH),
-    "mlp.c_proj.bias": (WIDTH,),
-}
-
-
-def gpt2_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of GPT-2's 148 parameters."""
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (50257, WIDTH), "wpe.weight": (1024, WIDTH)}
-    shapes |= {f"h.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in BLOCK.items()}
-    return shapes | {"ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+from fastckpt.bench.measuring import evict, warm
+from fastckpt.bench.workloads import find
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -69,6 +49,7 @@ def serve(side: str, folder: Path) -> None:
     import fastckpt
 
     torch.set_num_threads(1)
+    shapes = find("gpt2", "full").shapes
     state: dict[str, torch.Tensor] = {}
     warmed: set[Path] = set()
     target = folder
@@ -86,35 +67,17 @@ def serve(side: str, folder: Path) -> None:
 
     for line in sys.stdin:
         if line.strip() == "save":
-            _evict(target)
-            state = {name: torch.randn(shape) for name, shape in gpt2_shapes().items()}
+            evict(target)
+            state = {name: torch.randn(shape) for name, shape in shapes.items()}
             target = folder / f"{side}-{len(list(folder.iterdir()))}"
             os.sync()
             time.sleep(0.5)
             print(_timed(save), flush=True)
         else:
             if target not in warmed:
-                _warm(target)
+                warm(target)
             warmed.add(target)
             print(_timed(load), flush=True)
-
-
-def _files(target: Path) -> list[Path]:
-    return [path for path in (target.rglob("*") if target.is_dir() else [target]) if path.is_file()]
-
-
-def _warm(target: Path) -> None:
-    """Have it in the page cache: what was written past it is not there."""
-    for path in _files(target):
-        with path.open("rb", buffering=0) as file:
-            while file.read(4 << 20):
-                pass
-
-
-def _evict(target: Path) -> None:
-    for path in _files(target):
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(rounds: int, folder: Path) -> dict[str, dict[str, list[float]]]:

@@ -107,19 +107,10 @@ static int write_tail(struct fc_blob *blob, struct fc_error *err)
     return fc_write_at(blob->fd, blob->tail, length, blob->size - (off_t)length, err);
 }
 
-static int check_size(const struct fc_blob *blob, struct fc_error *err)
-{
-    off_t found;
-    if (fc_get_size(blob->fd, &found, err) < 0)
-        return -1;
-    /* Nobody else knows this file: if the size differs, the file system lost or invented something. */
-    return found == blob->size ? 0 : fc_fail_with(err, "size after writing", EIO);
-}
-
 int fc_finish_blob(struct fc_blob *blob, bool sync, struct fc_error *err)
 {
     int rc = -1;
-    if (write_tail(blob, err) < 0 || check_size(blob, err) < 0)
+    if (write_tail(blob, err) < 0 || fc_check_size(blob->fd, blob->size, err) < 0)
         goto out;
     if (sync && fc_sync_file(blob->fd, err) < 0)
         goto out;

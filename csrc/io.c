@@ -266,6 +266,14 @@ int fc_get_size(int fd, off_t *size, struct fc_error *err)
     return rc < 0 ? fc_fail(err, "stat") : take_size(&st, size, err);
 }
 
+int fc_check_size(int fd, off_t size, struct fc_error *err)
+{
+    off_t found;
+    if (fc_get_size(fd, &found, err) < 0)
+        return -1;
+    return found == size ? 0 : fc_fail_with(err, "size after writing", EIO);
+}
+
 int fc_trim_file(int fd, off_t size, struct fc_error *err)
 {
     int rc;

@@ -50,21 +50,12 @@ int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, s
     return 0;
 }
 
-static int check_size(const struct fc_writer *writer, struct fc_error *err)
-{
-    off_t found;
-    if (fc_get_size(writer->fd, &found, err) < 0)
-        return -1;
-    /* Nobody else knows this file: if the size differs, the file system lost or invented something. */
-    return found == writer->size ? 0 : fc_fail_with(err, "size after writing", EIO);
-}
-
 int fc_finish_writer(struct fc_writer *writer, bool sync, struct fc_error *err)
 {
     int rc = -1;
     if (writer->reserved > writer->size && fc_trim_file(writer->fd, writer->size, err) < 0)
         goto out;
-    if (check_size(writer, err) < 0)
+    if (fc_check_size(writer->fd, writer->size, err) < 0)
         goto out;
     if ((sync ? fc_sync_file(writer->fd, err) : start_writeback(writer, 0, 0, err)) < 0)
         goto out;

@@ -24,7 +24,6 @@ __all__ = [
     "WAITERS",
     "Allocate",
     "fetch",
-    "map_blobs",
     "map_files",
     "read_at",
     "read_into",
@@ -90,7 +89,7 @@ def fetch(
     if mode == "mmap" or (
         mode == "auto" and allocate is None and missing and better_mapped(contents.fd, sum(missing.values()))
     ):
-        map_blobs(contents, missing)
+        contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.path), strict=True))
         missing = {}
     _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
     _read(contents, missing, mode, threads, digests, allocate)
@@ -103,12 +102,6 @@ def _move(contents: Contents, blobs: Sequence[str], allocate: Allocate) -> None:
     for (blob, copy), memory in zip(copies.items(), allocate([*map(len, copies.values())]), strict=True):
         memoryview(memory)[:] = memoryview(copy)
         contents.blobs[blob] = memory
-
-
-def map_blobs(contents: Contents, blobs: dict[str, int]) -> None:
-    """Map some blobs, given by folder and size."""
-    wanted = {blob: nbytes for blob, nbytes in blobs.items() if blob not in contents.blobs}
-    contents.blobs.update(zip(wanted, map_files(contents.fd, wanted, contents.path), strict=True))
 
 
 def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:

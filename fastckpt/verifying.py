@@ -17,7 +17,7 @@ from fastckpt.errors import CheckpointError, CorruptError, FormatError
 from fastckpt.layout import DONE, META, OUT
 from fastckpt.marker import LINE_LIMIT, IndexEntry, parse_index
 
-__all__ = ["Report", "check_blob", "check_digest", "verify"]
+__all__ = ["Report", "check_blob", "verify"]
 
 _PIECE = 16 << 20  # bytes read at a time
 
@@ -92,20 +92,8 @@ class _Unsound(CheckpointError):
         self.report = report
 
 
-def check_digest(digest: str | None, buffer: Any, where: str) -> None:
-    """Compare bytes with the digest from a meta; None is content with anything.
-
-    Raises
-    ------
-    CorruptError
-        The bytes are not those that were saved.
-    """
-    if digest is not None:
-        digests.check(digest, (memoryview(buffer)[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)), where)
-
-
 def check_blob(contents: Contents, entry: Entry) -> None:
-    """Like `check_digest`, reading the blob piece by piece."""
+    """Compare a blob, read piece by piece, with the digest of its meta, if that has one; raise CorruptError."""
     if entry.meta.digest is not None:
         where = f"{contents.path}/{entry.blob}/{OUT}"
         digests.check(entry.meta.digest, _pieces(contents, entry.blob, entry.meta.nbytes), where)
