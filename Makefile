@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 RUNTIME = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 SANITIZED = LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
 
-.PHONY: build demo test bench lint asan clean
+.PHONY: build demo test bench lint asan faults clean
 build: .venv/built
 
 demo: build .venv/demo
@@ -20,6 +20,10 @@ test: build
 bench: build
 	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds
 	$(BIN)/fastckpt bench $(ARGS)
+
+# Crashes, faults and full disks at length; ARGS names checks, or --scale 0.1. What needs root or a missing tool says so.
+faults: build
+	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
 lint: build
 	$(BIN)/ruff check
