@@ -76,20 +76,28 @@ static bool take_type(struct cursor *cursor, int *number)
     return false;
 }
 
-/* `crc32:` and eight lower-case hexadecimal digits, as we write them. */
-static bool take_digest(struct cursor *cursor, struct fc_meta *meta)
+/* `crc32:` and eight lower-case hexadecimal digits, as we write them, and the quote behind. */
+static bool take_crc(struct cursor *cursor)
 {
-    const char *start = cursor->at;
     if (!take(cursor, "crc32:"))
         return false;
     for (int i = 0; i < 8; i++, cursor->at++)
         if (cursor->at == cursor->end || strchr("0123456789abcdef", *cursor->at) == NULL || *cursor->at == '\0')
             return false;
-    memcpy(meta->digest, start, FC_DIGEST_LENGTH);
     return take(cursor, "\"");
 }
 
-/* Exactly `{"place":P,"count":C}\n`, perhaps with a digest behind, and then the end: nearly every meta of ours. */
+/* A digest, and perhaps the seal behind it, which is left to whoever wants it checked. */
+static bool take_digest(struct cursor *cursor, struct fc_meta *meta)
+{
+    const char *start = cursor->at;
+    if (!take_crc(cursor))
+        return false;
+    memcpy(meta->digest, start, FC_DIGEST_LENGTH);
+    return !take(cursor, ",\"self\":\"") || take_crc(cursor);
+}
+
+/* Exactly `{"place":P,"count":C}\n`, perhaps with digests behind, and then the end: nearly every meta of ours. */
 static bool take_place(struct cursor *cursor, struct fc_meta *meta)
 {
     if (!take(cursor, "{\"place\":") || !take_number(cursor, &meta->place) || !take(cursor, ",\"count\":") ||

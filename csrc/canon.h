@@ -20,9 +20,9 @@
 struct fc_meta {
     int64_t dims[FC_DIMS_MAX];
     int ndim;
-    int number;                    /* in OneFlow's enum, one that a tensor can have */
-    int64_t place;                 /* of `{"place":P,"count":C}` or `{"place":P,"count":C,"digest":"…"}`, or -1 */
-    int64_t count;                 /* the same; greater than `place` */
+    int number;    /* in OneFlow's enum, one that a tensor can have */
+    int64_t place; /* of `{"place":P,"count":C}`, perhaps with `"digest"`, and `"self"` behind it; or -1 */
+    int64_t count; /* the same; greater than `place` */
     char digest[FC_DIGEST_LENGTH]; /* the same, not terminated; or the first byte is 0 */
     int64_t comment_at;            /* offset of the "{" when our line says anything else than these, else -1 */
 };

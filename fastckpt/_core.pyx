@@ -135,8 +135,8 @@ def parse_meta(bytes data not None):
     -------
     tuple or None
         ``(dims, enum number, place, count, digest, comment_at)``. Place and count are -1 unless the comment line says
-        them and nothing else but perhaps the digest, which is else None; ``comment_at`` is the offset of the comment's
-        JSON where it says anything else, or -1.
+        them and nothing else but perhaps the digest, which is else None, and behind it the seal, which is not checked;
+        ``comment_at`` is the offset of the comment's JSON where it says anything else, or -1.
         None when the bytes are not exactly what every protobuf writes: that is for the tolerant parser to judge.
         Where this is not None, the product of all dims that are not 0, times 16 bytes, is below 2**63.
     """

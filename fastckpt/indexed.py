@@ -9,7 +9,9 @@ from fastckpt.layout import DONE
 from fastckpt.marker import LINE_LIMIT, Marker, parse_index
 from fastckpt.meta import Meta
 
-__all__ = ["read_index"]
+__all__ = ["read_index", "whole_marker"]
+
+_PIECE = 4 << 20  # bytes
 
 
 def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dict[str, _core.Mapping]]:
@@ -37,14 +39,11 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
     assert marker.index is not None, "the caller has seen it"
     table_length, copies_at, size = marker.index
     where = f"{path}/{DONE}"
-    try:
-        memory = _core.share_file(fd, DONE, size)
-    except _core.SizeChanged as change:
-        raise FormatError(f"{where}: {change}") from None
+    memory = _shared(fd, where, size)
     table = bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
     metas: dict[str, Meta] = {}
     copies: dict[str, _core.Mapping] = {}
-    for folder, text, nbytes, copy_at in parse_index(table, where):
+    for folder, text, nbytes, copy_at in parse_index(table, where, marker.table):
         meta = metas[folder] = meta_file.parse(text, where)
         if meta.nbytes != nbytes:
             raise FormatError(f"{where}: the index gives {folder!r} {nbytes} bytes, its meta wants {meta.nbytes}")
@@ -53,3 +52,33 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
                 raise FormatError(f"{where}: the copy of {folder!r} lies behind the end of the file")
             copies[folder] = memory.part(copies_at + copy_at, nbytes)
     return metas, copies
+
+
+def whole_marker(fd: int, path: str, size: int) -> _core.Mapping:
+    """Map a marker that may lie on a failing disk, where the touch of a map would kill the process: it is read first.
+
+    Raises
+    ------
+    FormatError
+        It has another size.
+    OSError
+        It cannot be read.
+    """
+    where = f"{path}/{DONE}"
+    (room,) = _core.allocate([min(size, _PIECE)])
+    try:
+        for at in range(0, size, _PIECE):
+            _core.read_into(fd, DONE, at, memoryview(room)[: size - at], size=size)
+    except _core.SizeChanged as change:
+        raise FormatError(f"{where}: {change}") from None
+    except OSError as problem:
+        problem.filename = where
+        raise
+    return _shared(fd, where, size)
+
+
+def _shared(fd: int, where: str, size: int) -> _core.Mapping:
+    try:
+        return _core.share_file(fd, DONE, size)
+    except _core.SizeChanged as change:
+        raise FormatError(f"{where}: {change}") from None

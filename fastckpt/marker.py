@@ -1,13 +1,14 @@
 """The content of ``snapshot_done``: nothing for a flat dict of tensors, else one line of JSON and perhaps an index.
 
-    {"format":"fastckpt","version":1,"count":2,"object":{…},"index":[411,512,8192]}\\n
+    {"format":"fastckpt","version":1,"count":2,"object":{…},"index":[411,512,8192],"table":"…","self":"…"}\\n
     [["epoch.weight","shape {\\n…",4096,0],…]\\n
     (zeros up to the next multiple of 64)
     (copies of the small blobs, each at a multiple of 64)
 
-``index`` gives the length of the second line, where the copies begin, and the length of the whole file. An entry is the
-folder, the text of its ``meta``, the bytes of its ``out``, and where its copy lies behind the beginning of the copies,
-or null. Anything that does not begin as the first line does was put there by others and means nothing to us.
+``index`` gives the length of the second line, where the copies begin, and the length of the whole file; ``table`` is
+the digest of the second line, and ``self`` the seal of the first. An entry is the folder, the text of its ``meta``, the
+bytes of its ``out``, and where its copy lies behind the beginning of the copies, or null. Anything that does not begin
+as the first line does was put there by others and means nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fastckpt.digests import crc32, digest_text
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
+from fastckpt.seals import has_intact_seal, refuse_unsealed, sealed
 
 __all__ = [
     "ALIGN",
@@ -27,6 +30,7 @@ __all__ = [
     "IndexEntry",
     "Marker",
     "format_marker",
+    "is_nearly_ours",
     "parse_index",
     "parse_marker",
 ]
@@ -36,6 +40,8 @@ ALIGN = 64  # bytes: what every dtype and every vector unit is content with
 SMALL = 16384  # bytes: blobs up to here are copied into an index
 LINE_LIMIT = 256 << 20  # bytes of one line: it is read as a whole
 PREFIX = b'{"format":"fastckpt",'
+_FIELDS = frozenset({"format", "version", "count", "object", "index", "table", "self"})
+_DAMAGED = 4  # bytes of the prefix in which a marker of ours may differ from it, at most
 
 
 class IndexEntry(NamedTuple):
@@ -63,6 +69,10 @@ class Marker:
         There is a record.
     table_at : int
         Bytes of the first line: where the table begins, if there is one.
+    table : str or None
+        Digest of the table.
+    foreign : bool
+        The file has content that is not ours.
     """
 
     count: int | None = None
@@ -70,9 +80,11 @@ class Marker:
     index: tuple[int, int, int] | None = None
     nested: bool = False
     table_at: int = 0
+    table: str | None = None
+    foreign: bool = False
 
 
-def format_marker(entries: Sequence[IndexEntry], *record: Any) -> bytes:
+def format_marker(entries: Sequence[IndexEntry], *record: Any, seal: bool = True) -> bytes:
     """Give the text before the copies, padded.
 
     Parameters
@@ -81,6 +93,8 @@ def format_marker(entries: Sequence[IndexEntry], *record: Any) -> bytes:
         All tensors.
     *record : JSON
         The nested object; left out for a flat one.
+    seal : bool
+        Whether a bit that flips shall be noticed.
 
     Raises
     ------
@@ -92,11 +106,14 @@ def format_marker(entries: Sequence[IndexEntry], *record: Any) -> bytes:
         (head["object"],) = record
     table = _line([[e.folder, e.meta.decode("ascii"), e.nbytes, e.copy_at] for e in entries])
     copies = max((e.copy_at + _aligned(e.nbytes) for e in entries if e.copy_at is not None), default=0)
-    copies_at = 0
+    copies_at, line = 0, b""
     for _ in range(3):  # the head holds its own length: two rounds settle it
         head["index"] = [len(table), copies_at, copies_at + copies]
-        copies_at = _aligned(len(_line(head)) + len(table))
-    text = _line(head) + table
+        if seal:
+            head["table"] = digest_text(crc32(table))
+        line = sealed(_line(head)) if seal else _line(head)
+        copies_at = _aligned(len(line) + len(table))
+    text = line + table
     if len(text) > LINE_LIMIT:
         raise UnsupportedError(
             f"the object's names and plain values take {len(text) >> 20} MiB as JSON, more than {LINE_LIMIT >> 20}; "
@@ -116,9 +133,10 @@ def parse_marker(line: bytes, size: int, where: str) -> Marker:
         The file was cut off, or has grown.
     """
     if not line.startswith(PREFIX):
-        return Marker()
+        return Marker(foreign=True)
     if not line.endswith(b"\n"):
         raise CorruptError(f"{where}: the first line has no end; the file was cut off, load an earlier snapshot")
+    is_sealed = has_intact_seal(line, where)
     head = _json(line, where)
     if head.get("version") != VERSION:
         raise FormatError(
@@ -129,15 +147,30 @@ def parse_marker(line: bytes, size: int, where: str) -> Marker:
         raise FormatError(f"{where}: count must be a number >= 0, found {count!r}")
     if index is not None and not _are_lengths(index):
         raise FormatError(f"{where}: index must be three numbers >= 0, found {index!r}")
+    refuse_unsealed(() if is_sealed else head.keys() - _FIELDS, where)
     wanted = len(line) if index is None else index[2]
     if size != wanted:
         raise CorruptError(f"{where}: wants {wanted} bytes, file has {size}; load an earlier snapshot")
     lengths = None if index is None else (index[0], index[1], index[2])
-    return Marker(count, head.get("object"), lengths, "object" in head, len(line))
+    return Marker(count, head.get("object"), lengths, "object" in head, len(line), head.get("table"))
 
 
-def parse_index(table: bytes, where: str) -> list[IndexEntry]:
-    """Read the second line of a marker."""
+def is_nearly_ours(head: bytes) -> bool:
+    """Tell whether the first bytes of a marker are those of a damaged one of ours: nearly the same, or cut."""
+    wrong = sum(one != other for one, other in zip(head, PREFIX, strict=False))
+    return wrong <= _DAMAGED and head != PREFIX and (len(head) == len(PREFIX) or not wrong)
+
+
+def parse_index(table: bytes, where: str, digest: str | None = None) -> list[IndexEntry]:
+    """Read the second line of a marker, which must have the digest, if there is one.
+
+    Raises
+    ------
+    FormatError
+        It is damaged, or not understood.
+    """
+    if digest is not None and digest != digest_text(crc32(table)):
+        raise FormatError(f"{where}: the index has changed since it was saved; save the snapshot anew")
     try:
         entries = [IndexEntry(f, m.encode("ascii"), n, c) for f, m, n, c in json.loads(table)]
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:

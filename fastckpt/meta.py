@@ -10,13 +10,23 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from fastckpt import _core, metatext
+from fastckpt import _core, metatext, seals
 from fastckpt.dtypes import BY_NAME, BY_NUMBER, DType
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 from fastckpt.layout import OUT
-from fastckpt.metatext import INT64_MAX, format_note, parse_note, wrong
+from fastckpt.metatext import FIELDS, INT64_MAX, format_note, parse_note, wrong
 
-__all__ = ["LIMIT", "Meta", "checked", "format_meta", "meta_text", "parse", "parse_text", "with_file_size"]
+__all__ = [
+    "LIMIT",
+    "Meta",
+    "check_seal",
+    "checked",
+    "format_meta",
+    "meta_text",
+    "parse",
+    "parse_text",
+    "with_file_size",
+]
 
 LIMIT = 65536  # bytes of one meta: 64 dims take 2 KiB, the rest is room for names
 
@@ -126,11 +136,33 @@ def format_meta(meta: Meta) -> bytes:
     return data
 
 
-def meta_text(meta: Meta) -> bytes:
-    """Give the same as `format_meta` for what `checked` has let pass."""
+def meta_text(meta: Meta, *, seal: bool = True) -> bytes:
+    """Give the same as `format_meta` for what `checked` has let pass; one with a digest is sealed, if it shall be."""
     dims, enum = _stored(meta)
     dim_lines = "".join([f"  dim: {dim}\n" for dim in dims])
-    return f"shape {{\n{dim_lines}}}\ndata_type: {enum}\n{format_note(_fields(meta))}".encode("ascii")
+    text = f"shape {{\n{dim_lines}}}\ndata_type: {enum}\n{format_note(_fields(meta))}".encode("ascii")
+    return seals.sealed(text) if seal and meta.digest is not None else text
+
+
+def check_seal(data: bytes, where: str) -> None:
+    """Notice a ``meta`` that has changed since it was saved. One without a seal says nothing of that.
+
+    Parameters
+    ----------
+    data, where
+        As for `parse`.
+
+    Raises
+    ------
+    CorruptError
+        Its seal is broken.
+    FormatError
+        It is no ``meta``.
+    """
+    if seals.has_intact_seal(data, where) or metatext.OURS not in data:
+        return
+    note = metatext.read(data, where).note
+    seals.refuse_unsealed(parse_note("{}" if note is None else note, where).keys() - FIELDS, where)
 
 
 def checked(meta: Meta) -> Meta:

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, NoReturn
 from fastckpt.dtypes import BY_ENUM, BY_NUMBER, DType
 from fastckpt.errors import FormatError
 
-__all__ = ["INT64_MAX", "MAX_DIMS", "Fields", "format_note", "parse_note", "read", "wrong"]
+__all__ = ["FIELDS", "INT64_MAX", "MAX_DIMS", "OURS", "Fields", "format_note", "parse_note", "read", "wrong"]
 
 INT64_MAX = 2**63 - 1
 MAX_DIMS = 64  # what numpy and torch can hold
 
 _PREFIX = "# fastckpt: "
+OURS = _PREFIX.encode()
 _NEWLINE = re.compile("\r\n?")
 _OURS = re.compile(f"^{_PREFIX}(.*)$", re.MULTILINE)
 _DIGEST = re.compile(r"[a-z0-9][a-z0-9_.-]*:[0-9a-f]+")
@@ -221,7 +222,9 @@ _KNOWN: dict[str, tuple[str, Callable[[object], bool]]] = {
     "shape": (f"a list of at most {MAX_DIMS} integers", _is_shape),
     "digest": ("'<algorithm>:<hex>'", _is_digest),
     "same_as": ("a string", _is_text),
+    "self": ("'crc32:<hex>'", _is_digest),
 }
+FIELDS = frozenset({*_KNOWN, "container"})
 
 
 def format_note(fields: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -9,12 +10,21 @@ from contextlib import suppress
 from fastckpt.commit import previous_of
 from fastckpt.errors import CorruptError, FormatError, NotCommittedError
 from fastckpt.layout import DONE, PICKLE
-from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
+from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, is_nearly_ours, parse_marker
 
-__all__ = ["GRAPH", "check_still_there", "open_folder", "read_marker", "was_replaced"]
+__all__ = [
+    "GRAPH",
+    "check_still_there",
+    "folders_in",
+    "open_folder",
+    "read_marker",
+    "unreadable",
+    "was_replaced",
+]
 
 _PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
 _RENAMES = 3  # how often a reader may see neither name of a snapshot that is being replaced
 
 
@@ -68,8 +78,11 @@ def read_marker(path: str, fd: int) -> Marker:
         if not status.st_size:
             return Marker()
         with open(marker, "rb", closefd=False) as file:
-            ours = file.peek(len(PREFIX)).startswith(PREFIX)
-            return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker()
+            head = file.peek(len(PREFIX))[: len(PREFIX)]
+            if is_nearly_ours(head):
+                raise CorruptError(f"{where}: damaged in its first bytes; load an earlier snapshot")
+            ours = head == PREFIX
+            return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker(foreign=True)
     finally:
         os.close(marker)
 
@@ -94,3 +107,22 @@ def check_still_there(mark: str, path: str, fd: int) -> None:
         os.stat(mark, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError:
         raise NotCommittedError(f"{path}: {mark} vanished during the look at it; load it again") from None
+
+
+def unreadable(code: int, where: str) -> Exception:
+    """What is missing or no plain file is damage; everything else is the system's refusal."""
+    if code in _DAMAGE:
+        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
+    return OSError(code, os.strerror(code), where)
+
+
+def folders_in(folder: str, dir_fd: int) -> list[str]:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return []
+    try:
+        with os.scandir(fd) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    finally:
+        os.close(fd)

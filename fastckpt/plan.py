@@ -54,9 +54,9 @@ class WriteItem:
         """Give the bytes of `out`, in contiguous buffers."""
         return self.codec.pieces(self.value)
 
-    def text(self, digest: str | None) -> bytes:
-        """Give the content of `meta`, with the digest of `out`."""
-        return meta_file.meta_text(self.meta._replace(digest=digest))
+    def text(self, digest: str | None, *, seal: bool = True) -> bytes:
+        """Give the content of `meta`, with the digest of `out`, and then sealed."""
+        return meta_file.meta_text(self.meta._replace(digest=digest), seal=seal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,11 @@ class WritePlan:
         plan.marker({})  # what cannot be said is refused now
         return plan
 
-    def marker(self, digests: Mapping[str, str | None]) -> bytes:
+    def marker(self, digests: Mapping[str, str | None], *, seal: bool = True) -> bytes:
         """Give the text of the marker, for the digests by folder."""
         if not self.index:
             return b""
-        return format_marker(_index_of(self.items, digests), *self.record)
+        return format_marker(_index_of(self.items, digests), *self.record, seal=seal)
 
     def small_blobs(self) -> Iterator[Any]:
         """Give the copies that follow the marker's text, each padded to ALIGN."""
@@ -232,7 +232,7 @@ def _index_of(items: Sequence[WriteItem], digests: Mapping[str, str | None]) -> 
     entries, at = [], 0
     for item in items:
         copied = _is_copied(item)
-        text = item.text(digests.get(item.folder))
+        text = item.text(digests.get(item.folder), seal=False)  # the table has a digest of its own
         entries.append(IndexEntry(item.folder, text, item.blob.nbytes, at if copied else None))
         at += -(-item.blob.nbytes // ALIGN) * ALIGN if copied else 0
     return entries

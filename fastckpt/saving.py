@@ -58,7 +58,7 @@ def save(
         nothing for whoever looks, but a power cut within the next half a minute may leave a snapshot that is damaged
         or gone, the old one too.
     digest : bool
-        Store a CRC-32 of each tensor, which ``verify`` and ``load(verify=True)`` check.
+        Store CRC-32s of each tensor, each meta and the marker, which ``verify`` and ``load(verify=True)`` check.
 
     Raises
     ------
@@ -111,7 +111,8 @@ def write_plan(
         with named(stage.path):
             way = way_for(stage.fd, threads, durable=durable, digest=digest)
         digests = write_items(plan.items, stage, way, progress)
-        stage.seal(itertools.chain([plan.marker(digests)], plan.small_blobs()), sync_all=durable and not way.sync)
+        marker = itertools.chain([plan.marker(digests, seal=digest)], plan.small_blobs())
+        stage.seal(marker, sync_all=durable and not way.sync)
 
 
 def check_path(path: Any) -> None:

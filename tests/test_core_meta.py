@@ -15,7 +15,9 @@ NUMBERS = {name: dtype.number for name, dtype in dtypes.BY_ENUM.items()} | {"kCh
 CANONICAL = re.compile(
     rb"shape \{\n((?:  dim: (?:0|[1-9][0-9]*)\n)*)\}\ndata_type: (k[A-Za-z0-9]+)\n(?:# fastckpt: (\{[ -~]*\})\n)?"
 )
-PLACE = re.compile(rb'\{"place":(0|[1-9][0-9]*),"count":(0|[1-9][0-9]*)(?:,"digest":"(crc32:[0-9a-f]{8})")?\}')
+PLACE = re.compile(
+    rb'\{"place":(0|[1-9][0-9]*),"count":(0|[1-9][0-9]*)(?:,"digest":"(crc32:[0-9a-f]{8})"(?:,"self":"crc32:[0-9a-f]{8}")?)?\}'
+)
 Parsed = tuple[tuple[int, ...], int, int, int, str | None, int]
 
 
@@ -57,6 +59,7 @@ SAMPLES = [
     canonical([1, 2], "kBFloat16", ours('{"place":3,"count":4,"name":"a/b"}')),
     canonical([8], "kInt8", ours('{"place":0,"count":1,"digest":"crc32:01234567"}')),
     canonical([8], "kInt8", ours('{"place":0,"count":1,"digest":"crc32:89abcdef"}')),
+    canonical([], "kInt8", ours('{"place":0,"count":1,"digest":"crc32:89abcdef","self":"crc32:01234567"}')),
 ]
 
 
@@ -115,6 +118,11 @@ COMMENTS = st.one_of(
         st.text('0123456789abcdefA"', min_size=7, max_size=9),
     ),
     st.builds(lambda crc: ours(f'{{"place":0,"count":1,"digest":"crc32:{crc:08x}"}}'), st.integers(0, 2**32 - 1)),
+    st.builds(
+        lambda name, seal: ours(f'{{"place":0,"count":1,"digest":"crc32:01234567","{name}":"crc32:{seal}"}}'),
+        st.sampled_from(["self", "self", "selfish"]),
+        st.text("0123456789abcdefA", min_size=7, max_size=9),
+    ),
     st.text(st.characters(max_codepoint=255), max_size=20).map(lambda text: ours("{" + text + "}")),
     st.binary(max_size=20).map(lambda text: b"# " + text + b"\n"),
 )

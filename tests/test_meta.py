@@ -58,7 +58,8 @@ def refused(data: bytes, *words: str) -> None:
         (
             Meta((2, 3), FLOAT, 1, 2, "n", "crc32:00ff", "wte", {"OrderedDict": [1, None]}),
             noted(
-                '{"place":1,"count":2,"name":"n","digest":"crc32:00ff","same_as":"wte","container":{"OrderedDict":[1,null]}}'
+                '{"place":1,"count":2,"name":"n","digest":"crc32:00ff","same_as":"wte",'
+                '"container":{"OrderedDict":[1,null]},"self":"crc32:6590d996"}'
             ),
         ),
         (

@@ -95,9 +95,12 @@ def test_the_bytes_are_those_that_protobuf_writes(tmp_path: Path) -> None:
     fastckpt.save(tensors, tmp_path / "s")
     crcs = [zlib.crc32(bytes(128 * 784 * 4)), zlib.crc32(bytes(8))]
     w, b = ((tmp_path / "s" / name / "meta").read_bytes() for name in "wb")
-    ours = [b'# fastckpt: {"place":%d,"count":2,"digest":"crc32:%08x"}\n' % (at, crc) for at, crc in enumerate(crcs)]
-    assert w == b"shape {\n  dim: 128\n  dim: 784\n}\ndata_type: kFloat\n" + ours[0]
-    assert b == b"shape {\n}\ndata_type: kDouble\n" + ours[1]
+    ours = [b'# fastckpt: {"place":%d,"count":2,"digest":"crc32:%08x"' % (at, crc) for at, crc in enumerate(crcs)]
+    texts = (
+        b"shape {\n  dim: 128\n  dim: 784\n}\ndata_type: kFloat\n" + ours[0],
+        b"shape {\n}\ndata_type: kDouble\n" + ours[1],
+    )
+    assert (w, b) == tuple(b'%b,"self":"crc32:%08x"}\n' % (text, zlib.crc32(text)) for text in texts)
     for text in (w, b):
         info = VariableMetaInfo()
         text_format.Parse(text.decode("ascii"), info)
