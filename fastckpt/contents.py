@@ -9,19 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
-from fastckpt.entries import Entry, check_count, entries_of
+from fastckpt.entries import Damage, Entry, check_count, check_record, entries_of
 from fastckpt.errors import CheckpointError, CorruptError, FormatError
 from fastckpt.indexed import read_index
 from fastckpt.layout import DONE, META, OUT
+from fastckpt.marker import Marker
 from fastckpt.meta import Meta
-from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker, was_replaced
+from fastckpt.opening import GRAPH, check_still_there, folders_in, open_folder, read_marker, unreadable, was_replaced
 
-__all__ = ["MAP_LIMIT", "Contents", "Entry", "Look", "reading"]
+__all__ = ["MAP_LIMIT", "OUT_OF", "Contents", "Damage", "Entry", "Look", "reading"]
 
 T = TypeVar("T")
 #: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
@@ -39,13 +41,19 @@ _READERS = 16
 _WORTH_A_THREAD = 40  # folders
 _ATTEMPTS = 100
 _DEPTH = 50  # slashes in a key of others
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
 _NO_ENTRY = -errno.ENOENT
 _NO_FOLDER = -errno.ENOTDIR
+OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # which is no fault of a snapshot
 
 
 def reading(
-    path: str | os.PathLike[str], act: Callable[[Contents], T], *, look: Look = "none", by_index: bool = True
+    path: str | os.PathLike[str],
+    act: Callable[[Contents], T],
+    *,
+    look: Look = "none",
+    by_index: bool = True,
+    seals: bool = False,
+    damaged: bool = False,
 ) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
 
@@ -59,6 +67,10 @@ def reading(
         Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
     by_index : bool
         Believe the index, where there is one, instead of looking into every folder.
+    seals : bool
+        Notice metas that have changed since they were saved.
+    damaged : bool
+        Go on past what is missing or damaged: the contents then list it, and an error about it is raised by nobody.
 
     Raises
     ------
@@ -73,7 +85,7 @@ def reading(
     for patience in range(_ATTEMPTS, -1, -1):
         fd = open_folder(where)
         try:
-            contents = Contents(where, fd, look, by_index)
+            contents = Contents(where, fd, look, by_index, seals, damaged)
             result = act(contents)
         except (CheckpointError, FileNotFoundError):
             if not (patience and was_replaced(where, fd)):
@@ -106,29 +118,62 @@ class Contents:
         Whether anybody has asked already which blobs can be mapped.
     notes : list of str
         What was passed over, for a warning.
+    metas : dict of str to Meta
+        By folder.
+    damage : list of Damage
+        What is wrong, if that was to be listed; entries are then what is sound.
     """
 
-    def __init__(self, path: str, fd: int, look: Look = "none", by_index: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        fd: int,
+        look: Look = "none",
+        by_index: bool = False,
+        seals: bool = False,
+        damaged: bool = False,
+    ) -> None:
         self.path = path
         self.fd = fd
         self.notes: list[str] = []
+        self.damage: list[Damage] = []
         self.blobs: dict[str, _core.Mapping] = {}
         self.looked = look != "none"
-        self.marker = read_marker(path, fd)
+        self._seals = seals
+        self._damaged = damaged
+        self.marker = Marker()
+        with self._listed(DONE):
+            self.marker = read_marker(path, fd)
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
         folders = [name for name in names if name != mark]
         metas = self._indexed(folders, look) if by_index and self.marker.index else None
         if metas is None:
             metas = self._metas(folders, look)
-        if self.notes and not metas:
-            raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
-        check_count(metas, self.marker.count, path)
-        self.entries = entries_of(metas, path)
-        first = next(iter(self.entries.values()), None)
-        if first is not None and first.meta.container == DONE and not self.marker.nested:
-            raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")
-        check_still_there(mark, path, fd)
+        self.metas = metas
+        with self._listed():
+            if self.notes and not metas:
+                raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
+            check_count(metas, self.marker.count, path, len({found.folder for found in self.damage} - {DONE}))
+        self.entries = entries_of(metas, path, self._refuse)
+        with self._listed(DONE):
+            check_record(self.entries, self.marker, path, alone=len(names) == 1)
+        if mark in names or not damaged:
+            check_still_there(mark, path, fd)
+
+    def _refuse(self, folder: str, problem: Exception, meta: Meta | None = None) -> None:
+        """Raise it, or list it and go on."""
+        if not self._damaged or (isinstance(problem, OSError) and problem.errno in OUT_OF):
+            raise problem
+        if folder != DONE or all(found.folder != DONE for found in self.damage):  # of one file, the first is enough
+            self.damage.append(Damage(folder, problem, meta))
+
+    @contextmanager
+    def _listed(self, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as problem:
+            self._refuse(name, problem)
 
     def _indexed(self, folders: Sequence[str], look: Look) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
@@ -155,7 +200,7 @@ class Contents:
         for (folder, wanted), (_, out) in zip(blobs.items(), self._scan([*blobs], look, metas=False), strict=True):
             size = out if isinstance(out, int) else len(out)
             if size < 0:
-                raise _unreadable(-size, f"{self.path}/{folder}/{OUT}")
+                raise unreadable(-size, f"{self.path}/{folder}/{OUT}")
             if size != wanted:
                 raise CorruptError(
                     f"{self.path}/{folder}/{OUT}: meta wants {wanted} bytes, file has {size}; take another copy"
@@ -184,28 +229,43 @@ class Contents:
             if isinstance(out, _core.Mapping):
                 self.blobs[folder] = out
             size = out if isinstance(out, int) else len(out)
-            if isinstance(text, bytes) and size >= 0:
-                where = f"{self.path}/{folder}"
-                meta = meta_file.parse(text, f"{where}/{META}")
-                metas[folder] = meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
-                if meta.count is None:
-                    foreign.append(folder)
-            elif text == size == _NO_ENTRY:
+            meta = self._checked(folder, text, size)
+            if meta is not None:
+                metas[folder] = meta
+            if meta.count is None if meta is not None else text == size == _NO_ENTRY:
                 foreign.append(folder)
-            else:
-                self._pass_over(f"{self.path}/{folder}", text, size)
         for folder in foreign:
             metas.update(self._nested(folder, folder in metas))
         return metas
 
+    def _checked(self, folder: str, text: bytes | int, size: int) -> Meta | None:
+        """Give the meta of a folder, whose text and size of `out` (or minus an errno) were asked for."""
+        meta = None
+        try:
+            if isinstance(text, int) or (size < 0 and not self._damaged):
+                self._pass_over(f"{self.path}/{folder}", text, size)
+                return None
+            where = f"{self.path}/{folder}"
+            if self._seals:
+                meta_file.check_seal(text, f"{where}/{META}")
+            meta = meta_file.parse(text, f"{where}/{META}")
+            if size < 0:
+                raise unreadable(-size, f"{where}/{OUT}")
+            return meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
+        except (CheckpointError, OSError) as problem:
+            self._refuse(folder, problem, meta)
+            return None
+
     def _nested(self, folder: str, is_tensor: bool) -> dict[str, Meta]:
-        inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
+        inner = [f"{folder}/{name}" for name in folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
         if not inner and not is_tensor:
             self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
         return self._metas(inner, "none") if inner else {}
 
     def _pass_over(self, where: str, text: bytes | int, size: int) -> None:
         """Note what is no tensor of anybody's; raise for a tensor that is damaged."""
+        if text == size == _NO_ENTRY:
+            return  # a folder of folders, perhaps
         if text == _NO_FOLDER:
             self.notes.append(f"{where}: a file that belongs to no snapshot, passed over")
         elif text == _NO_ENTRY and size >= 0:
@@ -214,9 +274,9 @@ class Contents:
                 f"wrote no {META}: read such a blob with numpy.fromfile)"
             )
         elif isinstance(text, int):
-            raise _unreadable(-text, f"{where}/{META}")
+            raise unreadable(-text, f"{where}/{META}")
         else:
-            raise _unreadable(-size, f"{where}/{OUT}")
+            raise unreadable(-size, f"{where}/{OUT}")
 
     def select(self, keys: Iterable[str] | None) -> list[Entry]:
         """Give the entries of some keys (of all for None), in saved order.
@@ -234,22 +294,3 @@ class Contents:
             more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise KeyError(f"{self.path}: no tensor {missing[0]!r}{more}; fastckpt.open() shows its keys")
         return [entry for key, entry in self.entries.items() if key in wanted]
-
-
-def _unreadable(code: int, where: str) -> Exception:
-    """What is missing or no plain file is damage; everything else is the system's refusal."""
-    if code in _DAMAGE:
-        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
-    return OSError(code, os.strerror(code), where)
-
-
-def _folders_in(folder: str, dir_fd: int) -> list[str]:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    except OSError:
-        return []
-    try:
-        with os.scandir(fd) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    finally:
-        os.close(fd)

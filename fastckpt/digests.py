@@ -6,15 +6,16 @@ that of the whole, so that threads, and later ranks, each take their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from zlib_ng.zlib_ng import crc32, crc32_combine
 
-from fastckpt.errors import CorruptError, FormatError
+from fastckpt.errors import CheckpointError, CorruptError, FormatError
 from fastckpt.layout import OUT
 
-__all__ = ["Crcs", "check", "combined", "compare", "crc32", "digest_text", "wanted_crc"]
+__all__ = ["Crcs", "combined", "compare", "crc32", "difference", "digest_text"]
+
+_NAMED = 10  # blobs
 
 Crcs = dict[str, list[tuple[int, int]]]  # by blob, the CRC and the length of each of its pieces, in order
 
@@ -32,49 +33,36 @@ def digest_text(crc: int) -> str:
     return f"crc32:{crc:08x}"
 
 
-def wanted_crc(digest: str, where: str) -> str:
-    """Give the hexadecimal digits of a meta's digest.
-
-    Raises
-    ------
-    FormatError
-        It was taken by another algorithm.
-    """
+def difference(digest: str, crc: int, where: str) -> CheckpointError | None:
+    """Say that bytes of this CRC are not those of a digest, or that this version cannot tell; None if they are."""
     algorithm, _, wanted = digest.partition(":")
     if algorithm != "crc32":
-        raise FormatError(
+        return FormatError(
             f"{where}: digest by {algorithm!r}, which this version cannot compute; install a newer fastckpt"
         )
-    return wanted
+    if f"{crc:08x}" == wanted:
+        return None
+    return CorruptError(
+        f"{where}: its bytes have changed since they were saved (crc32 {crc:08x}, wants {wanted}); "
+        "restore it from a copy, or load an earlier snapshot"
+    )
 
 
-def check(digest: str, pieces: Iterable[Any], where: str) -> None:
-    """Compare bytes, in pieces, with a meta's digest.
+def compare(path: str, found: Crcs, digests: Mapping[str, str | None]) -> None:
+    """Refuse the blobs of the snapshot at `path` unless they have the digests of their metas.
 
     Raises
     ------
-    CorruptError
-        The bytes are not those that were saved.
+    CorruptError, FormatError
+        What is wrong with the first, and the names of the others.
     """
-    wanted, found = wanted_crc(digest, where), 0
-    for piece in pieces:
-        found = crc32(piece, found)
-    refuse_unless_same(found, wanted, where)
-
-
-def refuse_unless_same(found: int, wanted: str, where: str) -> None:
-    """Raise CorruptError unless the CRC is the one that is wanted."""
-    if f"{found:08x}" != wanted:
-        raise CorruptError(
-            f"{where}: its bytes have changed since they were saved (crc32 {found:08x}, wants {wanted}); "
-            "restore it from a copy, or load an earlier snapshot"
-        )
-
-
-def compare(path: str, found: Crcs, digests: dict[str, str | None]) -> None:
-    """Raise CorruptError unless the blobs of the snapshot at `path` have the digests of their metas."""
+    wrong = {}
     for blob, crcs in found.items():
         digest = digests[blob]
-        if digest is not None:
-            where = f"{path}/{blob}/{OUT}"
-            refuse_unless_same(combined(crcs), wanted_crc(digest, where), where)
+        problem = None if digest is None else difference(digest, combined(crcs), f"{path}/{blob}/{OUT}")
+        if problem is not None:
+            wrong[blob] = problem
+    if wrong:
+        (_, first), *others = wrong.items()
+        names = ", ".join(repr(name) for name, _ in others[:_NAMED]) + ", …" * (len(others) > _NAMED)
+        raise type(first)(f"{first} (the same is true of {len(others)} more: {names})" if others else str(first))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fastckpt.errors import CorruptError
-from fastckpt.layout import META
+from fastckpt.layout import DONE, META
+from fastckpt.marker import Marker
 from fastckpt.meta import Meta
 
-__all__ = ["Entry", "check_count", "entries_of"]
+__all__ = ["Damage", "Entry", "check_count", "check_record", "entries_of"]
 
 
 class Entry(NamedTuple):
@@ -20,7 +22,15 @@ class Entry(NamedTuple):
     blob: str
 
 
-def check_count(metas: dict[str, Meta], marked: int | None, path: str) -> None:
+class Damage(NamedTuple):
+    """What is wrong with a folder of a snapshot (or with its marker; with itself: ""), and its meta if that is not."""
+
+    folder: str
+    problem: Exception
+    meta: Meta | None = None
+
+
+def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: int = 0) -> None:
     """Notice folders that went missing, came from elsewhere, or disagree.
 
     Parameters
@@ -31,6 +41,8 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str) -> None:
         Number of tensors that the marker names.
     path : str
         Folder of the snapshot, for errors.
+    damaged : int
+        How many folders are there, but cannot be understood, which somebody has said already.
 
     Raises
     ------
@@ -46,29 +58,49 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str) -> None:
             raise CorruptError(f"{path}: {len(metas)} tensor folders, wants {count}; move the extra ones away")
         places = {meta.place for meta in metas.values() if meta.place is not None}
         first = next((place for place in range(count) if place not in places), None)
-        if first is not None:
+        if first is not None and count - len(places) > damaged:
             raise CorruptError(
                 f"{path}: {count - len(places)} of {count} tensor folders are missing (the first at place {first}); "
                 "restore them from a copy, or load an earlier snapshot"
             )
 
 
-def entries_of(metas: dict[str, Meta], path: str) -> dict[str, Entry]:
+def _raise(_folder: str, problem: CorruptError) -> None:
+    raise problem
+
+
+def entries_of(
+    metas: dict[str, Meta], path: str, refuse: Callable[[str, CorruptError], None] = _raise
+) -> dict[str, Entry]:
     """Give key to entry, in saved order, ties followed.
 
-    Raises
-    ------
-    CorruptError
-        A key stands in two folders, or a tie leads nowhere.
+    Parameters
+    ----------
+    metas : dict of str to Meta
+        By folder.
+    path : str
+        Folder of the snapshot, for errors.
+    refuse : callable
+        Told the folder and what is wrong where a key stands in a second one, or a tie leads nowhere. Unless it raises,
+        that folder is left out.
     """
     entries: dict[str, Entry] = {}
     for folder, meta in sorted(metas.items(), key=_place):
         key = folder if meta.name is None else meta.name
         if key in entries:
-            raise CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {entries[key].folder!r} too")
-        entries[key] = Entry(key, folder, meta, folder)
+            twice = CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {entries[key].folder!r} too")
+            refuse(folder, twice)
+        else:
+            entries[key] = Entry(key, folder, meta, folder)
     for entry in [entry for entry in entries.values() if entry.meta.same_as is not None]:
-        entries[entry.key] = entry._replace(blob=_blob(entries, entry, path))
+        twin = entries.get(str(entry.meta.same_as))
+        if twin is None or twin.meta.same_as is not None or twin.meta[:2] != entry.meta[:2]:
+            where = f"{path}/{entry.folder}/{META}"
+            nowhere = CorruptError(f"{where}: same_as {entry.meta.same_as!r} is no tensor of its shape and dtype")
+            refuse(entry.folder, nowhere)
+            del entries[entry.key]
+        else:
+            entries[entry.key] = entry._replace(blob=twin.folder)
     return entries
 
 
@@ -77,10 +109,16 @@ def _place(item: tuple[str, Meta]) -> tuple[int, str]:
     return (-1 if meta.place is None else meta.place), folder
 
 
-def _blob(entries: dict[str, Entry], entry: Entry, path: str) -> str:
-    """Folder of the tensor that this one is tied to."""
-    meta, twin = entry.meta, entries.get(str(entry.meta.same_as))
-    if twin is None or twin.meta.same_as is not None or twin.meta[:2] != meta[:2]:
-        where = f"{path}/{entry.folder}/{META}"
-        raise CorruptError(f"{where}: same_as {meta.same_as!r} is no tensor of its shape and dtype")
-    return twin.folder
+def check_record(entries: dict[str, Entry], marker: Marker, path: str, *, alone: bool) -> None:
+    """Notice a marker that has lost the record of the saved object; `alone`: there is nothing else in the folder.
+
+    Raises
+    ------
+    CorruptError
+        It has.
+    """
+    first = next(iter(entries.values()), None)
+    if marker.foreign and alone:
+        raise CorruptError(f"{path}/{DONE}: stands alone, and is not understood; load an earlier snapshot")
+    if first is not None and first.meta.container == DONE and not marker.nested:
+        raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")

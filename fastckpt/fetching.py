@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastckpt import _core, parallel
@@ -20,13 +20,16 @@ from fastckpt.layout import OUT
 
 __all__ = [
     "DEPTH",
+    "PART",
     "SMALL",
     "WAITERS",
     "Allocate",
+    "check_memory",
     "fetch",
     "map_files",
     "read_at",
     "read_into",
+    "runs",
     "with_path",
 ]
 
@@ -91,7 +94,8 @@ def fetch(
     ):
         contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.path), strict=True))
         missing = {}
-    _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
+    there = {blob: digest for blob, digest in digests.items() if blob not in missing}
+    check_memory(contents.path, contents.blobs, there, threads)
     _read(contents, missing, mode, threads, digests, allocate)
     return [contents.blobs[entry.blob] for entry in entries]
 
@@ -168,7 +172,7 @@ def _read(
     system = filesystem_of(contents.fd)
     direct = mode in ("auto", "direct") and not (system.remote or system.in_memory)
     threads = threads or (WAITERS if system.remote else DEPTH if direct else len(os.sched_getaffinity(0)))
-    for run in _runs(blobs):
+    for run in runs(blobs):
         contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
     warm = {b for b in blobs if allocate and mode == "auto" and _core.is_resident(contents.fd, f"{b}/{OUT}")}
     parts = [part for b in blobs for part in _parts(b, contents.blobs[b], direct and b not in warm)]
@@ -182,7 +186,7 @@ def _read(
         raise with_path(problem, contents.path) from None
 
 
-def _runs(blobs: dict[str, int]) -> Iterator[list[str]]:
+def runs(blobs: dict[str, int]) -> Iterator[list[str]]:
     """Cut the blobs, in their order, into runs that share memory."""
     run: list[str] = []
     length = 0
@@ -223,9 +227,17 @@ def _read_and_check(contents: Contents, parts: list[Part], threads: int, digests
     compare(contents.path, found, digests)
 
 
-def _check(contents: Contents, digests: dict[str, str | None], threads: int | None) -> None:
-    """Check the digests of what is mapped, or was read already."""
-    views = {blob: memoryview(contents.blobs[blob]) for blob, digest in digests.items() if digest is not None}
+def check_memory(
+    path: str, blobs: Mapping[str, Any], digests: Mapping[str, str | None], threads: int | None = None
+) -> None:
+    """Compare blobs of the snapshot at `path` that are mapped, or were read already, with the digests of their metas.
+
+    Raises
+    ------
+    CorruptError, FormatError
+        They differ.
+    """
+    views = {blob: memoryview(blobs[blob]) for blob, digest in digests.items() if digest is not None}
     parts = [(blob, view[at : at + PART]) for blob, view in views.items() for at in range(0, len(view), PART)]
 
     def work(part: tuple[str, memoryview]) -> tuple[int, int]:
@@ -234,4 +246,4 @@ def _check(contents: Contents, digests: dict[str, str | None], threads: int | No
     found: Crcs = {blob: [] for blob in views}
     for part, crc in zip(parts, parallel.run(work, parts, threads or len(os.sched_getaffinity(0))), strict=True):
         found[part[0]].append(crc)
-    compare(contents.path, found, digests)
+    compare(path, found, digests)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fastckpt import _core, parallel, tree
 from fastckpt.blobs import PIECE, row_pieces
+from fastckpt.checking import check
 from fastckpt.codec import KINDS, Codec, codec_for
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.dtypes import DType
@@ -16,7 +17,6 @@ from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.fetching import read_at, read_into
 from fastckpt.sending import send
 from fastckpt.tree import Leaf
-from fastckpt.verifying import check_blob
 
 __all__ = ["IncompatibleKeys", "load_into"]
 
@@ -67,12 +67,12 @@ def load_into(
     def act(contents: Contents) -> IncompatibleKeys:
         keys = _match(model_or_state, targets, contents, strict)
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
-        for _, entry in pairs if verify else ():
-            check_blob(contents, entry)
+        if verify:
+            check(contents, [entry for _, entry in pairs])
         _fill(pairs, contents)
         return keys
 
-    return reading(path, act)
+    return reading(path, act, seals=verify)
 
 
 class _Target(NamedTuple):

@@ -54,7 +54,7 @@ def load(
     keys : iterable of str, optional
         Load these tensors only; the result is then a flat dict of them, in saved order.
     verify : bool
-        Check the digests of all tensors loaded that have one, on the way.
+        Check the digests of all tensors loaded that have one, on the way, and first those of the metas.
     mode : {"auto", "mmap", "read", "direct"}
         How the bytes come. ``mmap``: every tensor is a private map of its file; nothing is read until it is touched,
         it can be changed in place, and the file never changes. ``read``: all is read into memory now. ``direct``: the
@@ -110,7 +110,7 @@ def load(
         return _assemble(contents, entries, buffers, keys, make)
 
     with collector_at_rest():
-        return reading(path, act, look=look)
+        return reading(path, act, look=look, seals=verify)
 
 
 def _assemble(

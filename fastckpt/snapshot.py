@@ -10,7 +10,7 @@ from typing import Any
 from fastckpt import _core
 from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
-from fastckpt.fetching import fetch, map_files
+from fastckpt.fetching import check_memory, fetch, map_files
 from fastckpt.loading import flat, nested
 from fastckpt.slicing import spell_out, touched
 
@@ -21,7 +21,7 @@ _HINT = 128 << 10  # bytes: of one hint the kernel takes no more than it reads a
 _LONG_RUN = 256 << 10  # bytes in one run among gaps that are worth the kernel's read-ahead
 
 
-def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
+def open(path: str | os.PathLike[str], *, as_: str | None = None, verify: bool = False) -> Snapshot:
     """Open a snapshot without loading it.
 
     Parameters
@@ -30,6 +30,8 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
         Folder of the snapshot.
     as_ : {"torch", "numpy"}, optional
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
+    verify : bool
+        Check the metas now, and the digest of a tensor when it is indexed for the first time, which reads all of it.
 
     Returns
     -------
@@ -43,17 +45,18 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
         The folder is no complete, sound snapshot; the message names the file.
     """
     framework = codec_for(as_ or default_framework()).name
-    return reading(path, lambda contents: Snapshot(contents, framework), look="all")
+    return reading(path, lambda contents: Snapshot(contents, framework, verify), look="all", seals=verify)
 
 
 class _Blobs:
     """The maps of a snapshot: all made now, so that they outlive it; one by one where they would be too many."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, verify: bool) -> None:
         entries = list(contents.entries.values())
         self._path = contents.path
         self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
         self._fd = -1
+        self._doubtful = {entry.blob for entry in entries if verify}
         if len(entries) <= MAP_LIMIT:
             self._maps = dict(zip([entry.blob for entry in entries], fetch(contents, entries, "mmap"), strict=True))
         else:
@@ -65,6 +68,9 @@ class _Blobs:
         if blob is None:
             (blob,) = map_files(self._fd, {entry.blob: entry.meta.nbytes}, self._path)
             self._maps[entry.blob] = blob
+        if entry.blob in self._doubtful:
+            check_memory(self._path, {entry.blob: blob}, {entry.blob: entry.meta.digest})
+            self._doubtful.discard(entry.blob)
         return blob
 
 
@@ -170,10 +176,10 @@ class Snapshot(Mapping[str, Any]):
         Bytes of all tensors, ties counted once.
     """
 
-    def __init__(self, contents: Contents, framework: str) -> None:
+    def __init__(self, contents: Contents, framework: str, verify: bool) -> None:
         self.path = contents.path
         codec = codec_for(framework)
-        blobs = _Blobs(contents)
+        blobs = _Blobs(contents, verify)
         self._handles = {key: TensorHandle(entry, blobs, codec) for key, entry in contents.entries.items()}
         self._contents = contents
         self._tree: Any = None

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-
-from fastckpt import _core, digests, tree
 from fastckpt import meta as meta_file
-from fastckpt.contents import Contents, reading
-from fastckpt.entries import Entry
-from fastckpt.errors import CheckpointError, CorruptError, FormatError
-from fastckpt.layout import DONE, META, OUT
+from fastckpt import tree
+from fastckpt.checking import Found, Progress, crcs, problem_with
+from fastckpt.contents import Contents, Entry, reading
+from fastckpt.digests import crc32, difference
+from fastckpt.errors import CheckpointError, FormatError, NotCommittedError
+from fastckpt.indexed import whole_marker
+from fastckpt.layout import DONE, META, OUT, folders_for
 from fastckpt.marker import LINE_LIMIT, IndexEntry, parse_index
+from fastckpt.meta import Meta
+from fastckpt.problems import Problem, Unsound
 
-__all__ = ["Report", "check_blob", "verify"]
+__all__ = ["Report", "listed", "verify"]
 
-_PIECE = 16 << 20  # bytes read at a time
-
-Progress = Callable[[int, int], None]
+_ANEW = "save the snapshot anew"
+_EARLIER = "load an earlier snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ class Report:
         Bytes of all tensors, ties counted once.
     digests : int
         How many tensors have a digest, and so had their bytes checked.
-    problems : tuple of str
-        What is wrong and what to do, each naming its file.
+    problems : tuple of Problem
+        What is wrong: each a text that names its file and says what to do, with both as attributes.
     """
 
     path: str
     tensors: int = 0
     nbytes: int = 0
     digests: int = 0
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[Problem, ...] = field(default=())
 
     @property
     def ok(self) -> bool:
@@ -56,15 +56,20 @@ class Report:
         return self.ok
 
 
-def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
+def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None) -> Report:
     """Check a snapshot without loading it: structure, sizes, object, ties, index, digests, and that all can be read.
+
+    It goes on past what is wrong, reads at the speed of the device in a few MiB of memory, and leaves the page cache as
+    it was.
 
     Parameters
     ----------
     path : str or os.PathLike
         Folder of the snapshot.
+    threads : int, optional
+        That read; by default as many as the device can serve.
     progress : callable, optional
-        Called as ``progress(done, total)`` in bytes.
+        Called as ``progress(done, total)`` in bytes, from one of these threads at a time.
 
     Returns
     -------
@@ -76,140 +81,150 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
     FileNotFoundError, PermissionError
         The folder cannot be looked at.
     """
+
+    def act(contents: Contents) -> Report:
+        return _report(contents, threads, progress)
+
     try:
-        return reading(path, lambda contents: _report(contents, progress or _no_progress), by_index=False)
-    except _Unsound as unsound:
-        return unsound.report
+        return reading(path, act, by_index=False, seals=True, damaged=True)
+    except Unsound as unsound:
+        report: Report = unsound.result
+        return report
     except CheckpointError as problem:
-        return Report(os.fspath(path), problems=(str(problem),))
+        return Report(os.fspath(path), problems=(Problem.of(problem, os.fspath(path)),))
 
 
-class _Unsound(CheckpointError):
-    """Problems were found: if a save replaced the snapshot meanwhile, they mean nothing, and it is read again."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__()
-        self.report = report
-
-
-def check_blob(contents: Contents, entry: Entry) -> None:
-    """Compare a blob, read piece by piece, with the digest of its meta, if that has one; raise CorruptError."""
-    if entry.meta.digest is not None:
-        where = f"{contents.path}/{entry.blob}/{OUT}"
-        digests.check(entry.meta.digest, _pieces(contents, entry.blob, entry.meta.nbytes), where)
+def listed(contents: Contents) -> list[Problem]:
+    """Give what was wrong when the folder was looked at."""
+    path = contents.path
+    places = [f"{path}/{found.folder}" if found.folder else path for found in contents.damage]
+    return [
+        Problem.of(found.problem, place if str(found.problem).startswith(place) else path)
+        for found, place in zip(contents.damage, places, strict=True)
+    ]
 
 
-def _report(contents: Contents, progress: Progress) -> Report:
+def _report(contents: Contents, threads: int | None, progress: Progress | None) -> Report:
+    for found in contents.damage:
+        if isinstance(found.problem, NotCommittedError):  # what else would be wrong with it?
+            raise found.problem
     blobs = {entry.blob: entry.meta for entry in contents.entries.values()}
+    copies = {e.folder: e for e in contents.entries.values() if e.blob != e.folder and not _is_one_file(contents, e)}
+    sizes = {blob: meta.nbytes for blob, meta in blobs.items()} | {f: e.meta.nbytes for f, e in copies.items()}
+    taken = crcs(contents, sizes, threads=threads, progress=progress)
+    problems = [
+        *listed(contents),
+        *_object_problems(contents),
+        *_blob_problems(contents, blobs, taken),
+        *_tie_problems(contents, copies, taken),
+        *_index_problems(contents, taken),
+    ]
+    checked = sum(meta.digest is not None for meta in blobs.values())
     total = sum(meta.nbytes for meta in blobs.values())
-    problems, done, checked = [*_object_problems(contents), *_index_problems(contents), *_tie_problems(contents)], 0, 0
-    for blob, meta in blobs.items():
-        where = f"{contents.path}/{blob}/{OUT}"
-        try:
-            pieces = _pieces(contents, blob, meta.nbytes)
-            if meta.digest is None:
-                for _ in pieces:
-                    pass
-            else:
-                checked += 1
-                digests.check(meta.digest, pieces, where)
-        except (CheckpointError, OSError) as problem:
-            problems.append(str(problem))
-        done += meta.nbytes
-        progress(done, total)
     report = Report(contents.path, len(contents.entries), total, checked, tuple(problems))
     if problems:
-        raise _Unsound(report)
+        raise Unsound(report)
     return report
 
 
-def _pieces(contents: Contents, folder: str, nbytes: int) -> Iterator[Any]:
-    """Give the bytes of a blob; a piece is good until the next one is asked for."""
-    buffer = np.empty(min(nbytes, _PIECE), np.uint8)
-    where = f"{contents.path}/{folder}/{OUT}"
-    for at in range(0, nbytes, _PIECE):
-        piece = buffer[: min(_PIECE, nbytes - at)]
-        try:
-            _core.read_into(contents.fd, f"{folder}/{OUT}", at, piece, size=nbytes)
-        except _core.SizeChanged as change:
-            raise CorruptError(f"{where}: had another size a moment ago ({change}); verify it again") from None
-        except OSError as problem:
-            problem.filename = where
-            raise
-        yield piece
+def _blob_problems(contents: Contents, blobs: dict[str, Meta], found: Found) -> Iterator[Problem]:
+    for blob, meta in blobs.items():
+        where = f"{contents.path}/{blob}/{OUT}"
+        problem = problem_with(found[blob], meta.digest, where)
+        if problem is not None:
+            yield Problem.of(problem, where)
 
 
-def _object_problems(contents: Contents) -> Iterator[str]:
+def _object_problems(contents: Contents) -> Iterator[Problem]:
     """Hold the record of the object against the tensors."""
     named: list[str] = []
     first = next(iter(contents.entries.values()), None)
     nested = contents.marker.nested
-    container = {"dict": []} if first is None or first.meta.container is None else first.meta.container
+    container = {"dict": []} if first is None or first.meta.container in (None, DONE) else first.meta.container
     where = f"{contents.path}/{DONE}" if nested or first is None else f"{contents.path}/{first.folder}/{META}"
     try:
         value = tree.describe(
             contents.marker.record if nested else container, lambda key, _: named.append(key), where=where
         )
     except CheckpointError as problem:
-        yield str(problem)
+        yield Problem.of(problem, where)
         return
     if not nested and value != {}:
-        yield f"{where}: the container of a flat snapshot must be an empty dict; save the snapshot anew"
-    for key in sorted(contents.entries.keys() ^ set(named)) if nested else ():
-        yield f"{where}: the object and the folders differ in the tensor {key!r}; load an earlier snapshot"
+        yield Problem(where, "the container of a flat snapshot must be an empty dict", _ANEW)
+    for key in sorted(contents.entries.keys() ^ (set(named) - _known_as_damaged(contents, named))) if nested else ():
+        yield Problem(where, f"the object and the folders differ in the tensor {key!r}", _EARLIER)
 
 
-def _tie_problems(contents: Contents) -> Iterator[str]:
+def _known_as_damaged(contents: Contents, named: list[str]) -> set[str]:
+    """Those tensors of an object about whose folder something has been said."""
+    said = {found.folder for found in contents.damage}
+    absent = "" in said  # that some are missing, but not which
+    folders = zip(named, folders_for(named), strict=True) if len({*named}) == len(named) else ()
+    return {key for key, folder in folders if key not in contents.entries and (absent or folder in said)}
+
+
+def _tie_problems(contents: Contents, copies: dict[str, Entry], found: Found) -> Iterator[Problem]:
     """A tie that a copy has torn apart is two files, and other readers read both."""
-    for entry in contents.entries.values():
-        if entry.blob == entry.folder or _is_one_file(contents, entry):
-            continue
-        pieces = (_pieces(contents, folder, entry.meta.nbytes) for folder in (entry.folder, entry.blob))
-        if not all(np.array_equal(own, other) for own, other in zip(*pieces, strict=True)):
-            where = f"{contents.path}/{entry.folder}/{OUT}"
-            yield f"{where}: differs from {entry.blob!r}/{OUT}, which it is tied to; load an earlier snapshot"
+    for folder, entry in copies.items():
+        where = f"{contents.path}/{folder}/{OUT}"
+        own, other = found[folder], found[entry.blob]
+        if isinstance(own, Exception):
+            yield Problem.of(own, where)
+        elif not _is_as_saved(own, entry.meta.digest, other):
+            yield Problem(where, f"differs from {entry.blob!r}/{OUT}, which it is tied to", _EARLIER)
+
+
+def _is_as_saved(copy: int, digest: str | None, blob: int | Exception) -> bool:
+    """Tell whether a copy has the bytes that were saved; where no digest tells, those of the blob as it is."""
+    if digest is not None and difference(digest, copy, "") is None:
+        return True
+    return copy == blob
 
 
 def _is_one_file(contents: Contents, entry: Entry) -> bool:
-    own, other = (os.stat(f"{folder}/{OUT}", dir_fd=contents.fd) for folder in (entry.folder, entry.blob))
+    try:
+        own, other = (os.stat(f"{folder}/{OUT}", dir_fd=contents.fd) for folder in (entry.folder, entry.blob))
+    except FileNotFoundError:  # the reading of it will say so
+        return False
     return os.path.samestat(own, other)
 
 
-def _index_problems(contents: Contents) -> Iterator[str]:
+def _index_problems(contents: Contents, found: Found) -> Iterator[Problem]:
     """Hold the index against the folders, which are the truth."""
-    marker = contents.marker
+    marker, where = contents.marker, f"{contents.path}/{DONE}"
     if marker.index is None:
         return
     table_length, copies_at, size = marker.index
-    where = f"{contents.path}/{DONE}"
-    (file,) = _core.map_files(contents.fd, [DONE], [size])
-    raw = memoryview(file)
-    table = bytes(raw[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
     try:
-        index = {entry.folder: (entry, meta_file.parse(entry.meta, where)) for entry in parse_index(table, where)}
-    except FormatError as problem:
-        yield str(problem)
+        raw = memoryview(whole_marker(contents.fd, contents.path, size))
+        table = bytes(raw[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
+        entries = parse_index(table, where, marker.table)
+        index = {entry.folder: (entry, meta_file.parse(entry.meta, where)) for entry in entries}
+    except (FormatError, OSError) as problem:
+        yield Problem.of(problem, where)
         return
     for entry in contents.entries.values():
         copy, meta = index.pop(entry.folder, (None, None))
         if copy is None or meta != entry.meta or copy.nbytes != entry.meta.nbytes:
-            yield f"{where}: the index differs from {entry.folder!r}/{META}; save the snapshot anew"
-        elif not _same_copy(contents, copy, raw[copies_at:]):
-            yield f"{where}: the copy of {entry.folder!r}/{OUT} differs from it; save the snapshot anew"
-    if index:
-        yield f"{where}: the index names {next(iter(index))!r}, which has no folder; save the snapshot anew"
+            yield Problem(where, f"the index differs from {entry.folder!r}/{META}", _ANEW)
+        elif copy.copy_at is not None and not _is_good_copy(copy, entry, raw[copies_at:], found):
+            yield Problem(where, f"the copy of {entry.folder!r}/{OUT} differs from it", _ANEW)
+    for folder in index.keys() - {damage.folder for damage in contents.damage}:
+        yield Problem(where, f"the index names {folder!r}, which has no folder", _ANEW)
+    if marker.table is not None and not _is_zero_between(entries, raw, marker.table_at + table_length, copies_at):
+        yield Problem(where, "something stands between the copies, where zeros must be", _ANEW)
 
 
-def _same_copy(contents: Contents, copy: IndexEntry, copies: memoryview) -> bool:
-    if copy.copy_at is None:
-        return True
-    at = copy.copy_at
-    for piece in _pieces(contents, copy.folder, copy.nbytes):
-        if piece.tobytes() != copies[at : at + len(piece)]:
+def _is_good_copy(copy: IndexEntry, entry: Entry, copies: memoryview, found: Found) -> bool:
+    assert copy.copy_at is not None
+    crc = crc32(copies[copy.copy_at : copy.copy_at + copy.nbytes])
+    return _is_as_saved(crc, entry.meta.digest, found[entry.blob])
+
+
+def _is_zero_between(entries: list[IndexEntry], raw: memoryview, at: int, copies_at: int) -> bool:
+    """Tell whether all bytes behind the table that are no copy's are zero."""
+    for start, length in sorted((e.copy_at, e.nbytes) for e in entries if e.copy_at is not None):
+        if any(raw[at : copies_at + start]):
             return False
-        at += len(piece)
-    return True
-
-
-def _no_progress(done: int, total: int) -> None:
-    """Nobody watches."""
+        at = max(at, copies_at + start + length)
+    return not any(raw[at:])

@@ -556,7 +556,7 @@ def test_a_load_gives_the_old_or_the_new(step: str, foreign: bool, path: Path, m
 
 def test_verify_and_load_into_begin_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = {"big": torch.ones(4)}
-    replace_once(monkeypatch, "fastckpt.verifying._pieces", path, new)
+    replace_once(monkeypatch, "fastckpt.verifying.crcs", path, new)
     report = fastckpt.verify(path)
     assert (bool(report), report.tensors) == (True, 1)
     fastckpt.save({"big": torch.zeros(4)}, path)
@@ -780,6 +780,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 # ---- damage ----
 
 
+SEAL = "its text has changed since it was saved"  # said instead by who looks at seals, too
 CALLS = (
     fastckpt.load,
     fastckpt.open,
@@ -796,7 +797,7 @@ def refused(path: Path, words: str) -> None:
             call(path)
     report = fastckpt.verify(path)
     assert not report
-    assert any(words.replace("\\", "") in problem for problem in report.problems)
+    assert any(words.replace("\\", "") in problem or SEAL in problem for problem in report.problems)
 
 
 def test_a_folder_that_is_missing_is_noticed(path: Path, nested: Path) -> None:
@@ -914,10 +915,10 @@ def test_ties_that_lead_nowhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nested_too", [False, True])
 def test_verify_holds_the_index_against_the_folders(nested_too: bool, tmp_path: Path) -> None:
     tensors: dict[str, Any] = {"a": torch.arange(3), "b": torch.ones(5000), "c": torch.zeros(0)}
-    fastckpt.save({"t": tensors} if nested_too else tensors, tmp_path / "s", index=True)
+    fastckpt.save({"t": tensors} if nested_too else tensors, tmp_path / "s", index=True, digest=False)
     report = fastckpt.verify(tmp_path / "s")
     assert report
-    assert (report.tensors, report.nbytes, report.digests, report.problems) == (3, 20_024, 3, ())
+    assert (report.tensors, report.nbytes, report.digests, report.problems) == (3, 20_024, 0, ())
     prefix = "t." if nested_too else ""
     out, marker = tmp_path / "s" / f"{prefix}a" / "out", tmp_path / "s" / "snapshot_done"
     kept, text = out.read_bytes(), marker.read_bytes()

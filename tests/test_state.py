@@ -676,7 +676,7 @@ def test_markers_that_are_wrong(line: bytes, tmp_path: Path) -> None:
 
 
 def test_a_record_that_names_other_tensors(tmp_path: Path) -> None:
-    fastckpt.save({"w": torch.ones(3), "n": [torch.ones(3)]}, tmp_path / "s")
+    fastckpt.save({"w": torch.ones(3), "n": [torch.ones(3)]}, tmp_path / "s", digest=False)
     marker = tmp_path / "s" / "snapshot_done"
     text = marker.read_bytes()
     marker.write_bytes(text.replace(b'{"tensor":"n.0"}', b'{"tensor":"w"}  '))
