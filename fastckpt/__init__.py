@@ -21,9 +21,12 @@ from fastckpt.errors import (
 )
 from fastckpt.filling import load_into
 from fastckpt.loading import load
+from fastckpt.problems import Problem
+from fastckpt.salvaged import Salvage
+from fastckpt.salvaging import salvage
 from fastckpt.saving import save
 from fastckpt.snapshot import Snapshot, open
-from fastckpt.verifying import verify
+from fastckpt.verifying import Report, verify
 
 __version__ = "0.1.0"
 
@@ -38,6 +41,9 @@ __all__ = [
     "FormatError",
     "MismatchError",
     "NotCommittedError",
+    "Problem",
+    "Report",
+    "Salvage",
     "SaveHandle",
     "Snapshot",
     "UnsupportedError",
@@ -45,6 +51,7 @@ __all__ = [
     "load_into",
     "open",
     "release_memory",
+    "salvage",
     "save",
     "save_async",
     "verify",

@@ -1,4 +1,4 @@
-"""The command line: ls, show, verify and diff; doctor and bench are in files of their own.
+"""The command line: ls, show and diff; the other commands are in files of their own.
 
 On a terminal it prints for people; into a pipe or a file it prints one record a line with tabs between the fields, no
 headings, no colours, nothing shortened to a width; with --json one JSON document.
@@ -6,7 +6,6 @@ headings, no colours, nothing shortened to a width; with --json one JSON documen
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import warnings
@@ -20,20 +19,31 @@ import click
 import fastckpt
 from fastckpt import documents
 from fastckpt.bench.command import bench
+from fastckpt.cli_checking import rescue, verify
 from fastckpt.cli_doctor import doctor
 from fastckpt.contents import Entry, reading
 from fastckpt.diffing import diff
 from fastckpt.dtypes import BY_NAME
 from fastckpt.errors import CheckpointError
-from fastckpt.nodetext import human, node_text, plural, printable, safe
+from fastckpt.nodetext import human, node_text, plural, safe
 from fastckpt.outline import outline, outline_of_names
-from fastckpt.rendering import Column, print_difference, print_json, print_table, print_tree, watched
-from fastckpt.verifying import Report
+from fastckpt.rendering import (
+    Column,
+    complain,
+    print_difference,
+    print_json,
+    print_table,
+    print_tree,
+    reason,
+    watched,
+)
 
 __all__ = ["commands", "main"]
 
-_EXIT = "Exit status: 0 all is well; 1 a snapshot is not sound (verify), or the two differ (diff); 2 wrong usage, or a \
-snapshot cannot be read."
+_EXIT = (
+    "Exit status: 0 all is well; 1 a snapshot is not sound (verify), something is lost (salvage), or the two differ \
+(diff); 2 wrong usage, or a snapshot cannot be read."
+)
 _LISTING = (
     Column("name"),
     Column("shape", "cyan"),
@@ -59,13 +69,13 @@ class _Commands(click.Group):
             try:
                 return super().invoke(ctx)
             except (CheckpointError, OSError) as problem:
-                _complain(_reason(problem))
+                complain(reason(problem))
                 ctx.exit(2)
             except KeyboardInterrupt:
                 ctx.exit(130)
             finally:
                 for note in notes:
-                    _complain(str(note.message))
+                    complain(str(note.message))
 
 
 def main() -> None:
@@ -87,6 +97,8 @@ def commands() -> None:
     """
 
 
+commands.add_command(verify)
+commands.add_command(rescue)
 commands.add_command(doctor)
 commands.add_command(bench)
 
@@ -158,34 +170,6 @@ def show(path: str, full: bool, as_json: bool) -> None:
     print_tree(top if marker.nested else outline_of_names(entries), title, full)
 
 
-@commands.command("verify", short_help="Check that snapshots are sound.")
-@click.argument("paths", metavar="DIR...", nargs=-1, required=True, type=click.Path())
-@_json
-@click.pass_context
-def verify(ctx: click.Context, paths: tuple[str, ...], as_json: bool) -> None:
-    """Check snapshots: that they are whole, that every byte can be read, and the digests where there are any.
-
-    A line on stdout for each that is sound; what is wrong with the others on stderr.
-
-    \b
-    --json: {"snapshots": [{"path", "ok", "tensors", "bytes", "digests",
-                            "problems": [text, ...]}]}
-    """
-    status, reports = 0, []
-    for path in paths:
-        report, unreadable = _verify(path)
-        status = max(status, 2 if unreadable else 0 if report else 1)
-        reports.append(report)
-        for problem in report.problems:
-            _complain(problem)
-        if report and not as_json:
-            tensors, read = plural(report.tensors, "tensor"), plural(report.nbytes, "byte")
-            click.echo(f"{safe(path)}: OK ({tensors}, {report.digests:,} with a digest, {read} read)")
-    if as_json:
-        print_json({"snapshots": [*map(documents.report, reports)]})
-    ctx.exit(status)
-
-
 @commands.command("diff", short_help="Tell what differs, and by how much.")
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
@@ -223,15 +207,6 @@ def compare(ctx: click.Context, a: str, b: str, as_json: bool) -> None:
     ctx.exit(1 if found else 0)
 
 
-def _verify(path: str) -> tuple[Report, bool]:
-    """Give the report, and whether the folder could not be looked at."""
-    with watched(f"verifying {printable(path)}") as watch:
-        try:
-            return fastckpt.verify(path, progress=watch), False
-        except OSError as problem:
-            return Report(path, problems=(_reason(problem),)), True
-
-
 def _row(entry: Entry) -> tuple[Any, ...]:
     meta = entry.meta
     tie = None if meta.same_as is None else safe(meta.same_as)
@@ -243,14 +218,3 @@ def _totals_text(entries: Sequence[Entry]) -> str:
     rounded = f" ({human(found['bytes'])})" if found["bytes"] >= 1024 else ""
     words = (plural(found[f"{noun}s"], noun) for noun in ("tensor", "element", "byte"))
     return ", ".join(words) + rounded
-
-
-def _complain(text: str) -> None:
-    click.echo(f"fastckpt: {printable(text)}", err=True)
-
-
-def _reason(problem: Exception) -> str:
-    """Say what the system refused as other tools do, without Python's brackets."""
-    if isinstance(problem, OSError) and problem.filename is not None and not isinstance(problem, CheckpointError):
-        return f"{os.fsdecode(problem.filename)}: {problem.strerror}"
-    return str(problem)

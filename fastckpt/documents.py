@@ -12,9 +12,11 @@ from fastckpt.doctor import Examination, therefore
 from fastckpt.filesystems import FileSystem
 from fastckpt.nodetext import node_text
 from fastckpt.probing import Refused
+from fastckpt.problems import Problem
+from fastckpt.salvaged import Salvage
 from fastckpt.verifying import Report
 
-__all__ = ["SECTIONS", "difference", "examination", "facts", "listing", "report", "totals"]
+__all__ = ["SECTIONS", "difference", "examination", "facts", "listing", "problem", "report", "salvage", "totals"]
 
 SECTIONS = ("machine", "folder", "speed", "software")
 
@@ -44,7 +46,24 @@ def report(found: Report) -> dict[str, Any]:
         "tensors": found.tensors,
         "bytes": found.nbytes,
         "digests": found.digests,
-        "problems": [*found.problems],
+        "problems": [*map(problem, found.problems)],
+    }
+
+
+def problem(found: Problem) -> dict[str, str]:
+    """One thing that is wrong."""
+    return {"file": found.file, "what": found.what, "remedy": found.remedy}
+
+
+def salvage(found: Salvage) -> dict[str, Any]:
+    """What `salvage` took out of a snapshot, and what not."""
+    return {
+        "path": found.path,
+        "complete": found.complete,
+        "intact": [*found.tensors],
+        "unchecked": [*found.unchecked],
+        "lost": [{"name": name, **problem(why)} for name, why in found.lost.items()],
+        "problems": [*map(problem, found.problems)],
     }
 
 

@@ -7,6 +7,7 @@ read as rich's markup.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,12 @@ from rich.tree import Tree
 
 from fastckpt.comparing import Distance
 from fastckpt.diffing import Difference, TensorDifference, ValueDifference
+from fastckpt.errors import CheckpointError
 from fastckpt.meta import Meta
-from fastckpt.nodetext import folded, label, node_text, plural, safe, tensor_text
+from fastckpt.nodetext import folded, label, node_text, plural, printable, safe, tensor_text
 from fastckpt.outline import Node, Tensor
 
-__all__ = ["Column", "print_difference", "print_json", "print_table", "print_tree", "watched"]
+__all__ = ["Column", "complain", "print_difference", "print_json", "print_table", "print_tree", "reason", "watched"]
 
 _PATIENCE = 0.5  # seconds that work may take without a progress bar
 
@@ -43,6 +45,18 @@ class Column(NamedTuple):
     title: str
     style: str = ""
     right: bool = False
+
+
+def complain(text: str) -> None:
+    """Say on stderr what is wrong."""
+    click.echo(f"fastckpt: {printable(text)}", err=True)
+
+
+def reason(problem: Exception) -> str:
+    """Say what the system refused as other tools do, without Python's brackets."""
+    if isinstance(problem, OSError) and problem.filename is not None and not isinstance(problem, CheckpointError):
+        return f"{os.fsdecode(problem.filename)}: {problem.strerror}"
+    return str(problem)
 
 
 def print_json(document: Any) -> None:

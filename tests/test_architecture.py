@@ -18,7 +18,7 @@ PACKAGE = ROOT / "fastckpt"
 #: Top to bottom. A module may import what stands on a lower line, or further right on its own.
 LAYERS = (
     ("__main__",),
-    ("cli", "cli_doctor", "software"),
+    ("cli", "cli_checking", "cli_doctor", "software"),
     (
         *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
         *("bench.running", "bench.room", "bench.children", "bench.machine"),
@@ -29,14 +29,15 @@ LAYERS = (
     ("torch", "torch.tensors", "torch.pinned"),
     ("__init__",),
     (
-        *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
-        *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "choosing", "contents"),
+        *("salvaging", "salvaged", "background", "saving", "filling", "diffing", "outline", "snapshot", "loading"),
+        *("warming", "verifying", "checking", "sending", "fetching"),
+        *("doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
     ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
     ("ring", "parallel", "rooms", "garbage"),
-    ("comparing", "digests", "codec", "arrays", "blobs", "lanes", "slicing", "marker", "entries"),
+    ("comparing", "codec", "arrays", "blobs", "lanes", "slicing", "entries", "marker", "problems", "digests"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
-    ("meta", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
+    ("meta", "seals", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
@@ -44,6 +45,7 @@ BENCH_EDGES = {f"bench.{name}" for name in ("command", "plots", "table", "worker
 EDGES = {
     "__main__",
     "cli",
+    "cli_checking",
     "cli_doctor",
     "software",
     "rendering",
