@@ -149,6 +149,9 @@ def parse_meta(bytes data not None):
     return dims, meta.number, meta.place, meta.count, digest, meta.comment_at
 
 
+include "_index.pxi"
+
+
 cdef int _take_buffer(object source, Py_buffer *view, int flags) except -1:
     PyObject_GetBuffer(source, view, PyBUF_STRIDES | flags)
     if not PyBuffer_IsContiguous(view, b"C"):

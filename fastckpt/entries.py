@@ -44,7 +44,10 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str) -> None:
     for count in counts:
         if len(metas) > count:
             raise CorruptError(f"{path}: {len(metas)} tensor folders, wants {count}; move the extra ones away")
-        places = {meta.place for meta in metas.values() if meta.place is not None}
+        places = {meta.place for meta in metas.values()}
+        if len(metas) == count and places == set(range(count)):
+            continue
+        places.discard(None)
         first = next((place for place in range(count) if place not in places), None)
         if first is not None:
             raise CorruptError(
@@ -62,7 +65,8 @@ def entries_of(metas: dict[str, Meta], path: str) -> dict[str, Entry]:
         A key stands in two folders, or a tie leads nowhere.
     """
     entries: dict[str, Entry] = {}
-    for folder, meta in sorted(metas.items(), key=_place):
+    ordered = all(meta.place == at for at, meta in enumerate(metas.values()))
+    for folder, meta in metas.items() if ordered else sorted(metas.items(), key=_place):
         key = folder if meta.name is None else meta.name
         if key in entries:
             raise CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {entries[key].folder!r} too")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fastckpt import _core
 from fastckpt import meta as meta_file
+from fastckpt.dtypes import BY_NUMBER
 from fastckpt.errors import FormatError
 from fastckpt.layout import DONE
 from fastckpt.marker import LINE_LIMIT, Marker, parse_index
@@ -44,12 +47,19 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
     table = bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
     metas: dict[str, Meta] = {}
     copies: dict[str, _core.Mapping] = {}
-    for folder, text, nbytes, copy_at in parse_index(table, where):
-        meta = metas[folder] = meta_file.parse(text, where)
-        if meta.nbytes != nbytes:
-            raise FormatError(f"{where}: the index gives {folder!r} {nbytes} bytes, its meta wants {meta.nbytes}")
+    for folder, meta, nbytes, copy_at in _rows(table, where):
+        metas[folder] = meta
         if copy_at is not None:
             if copies_at + copy_at + nbytes > size:
                 raise FormatError(f"{where}: the copy of {folder!r} lies behind the end of the file")
             copies[folder] = memory.part(copies_at + copy_at, nbytes)
     return metas, copies
+
+
+def _rows(table: bytes, where: str) -> Iterator[tuple[str, Meta, int, int | None]]:
+    """Give folder, meta, bytes, and where its copy lies, of each tensor."""
+    for folder, text, nbytes, copy_at in _core.parse_table(table, Meta, BY_NUMBER) or parse_index(table, where):
+        meta = text if isinstance(text, Meta) else meta_file.parse(text, where)
+        if meta is not text and meta.nbytes != nbytes:
+            raise FormatError(f"{where}: the index gives {folder!r} {nbytes} bytes, its meta wants {meta.nbytes}")
+        yield folder, meta, nbytes, copy_at
