@@ -171,18 +171,22 @@ static int64_t copy_out(struct fc_run *run, int fd, size_t size, struct fc_folde
     return count < 0 ? -err.code : count;
 }
 
-/* A map of an open file. The advice is a wish: how fast the rest will come, not what. */
+/*
+ * A map of an open file. The advice is a wish: how fast the rest will come, not what. For a large one it is cheaper to
+ * give it than to ask whether it is needed: on what is in memory it does nothing.
+ */
 static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *folder, struct fc_error *err)
 {
     struct fc_error ignored;
-    bool cold = run->cold != FC_COLD_MAP && !fc_is_resident(fd, size);
+    bool huge = size >= FC_HUGE_PAGE && (run->cold == FC_COLD_HUGE || run->cold == FC_COLD_ADVISE);
+    bool cold = !huge && (run->cold == FC_COLD_LEAVE || run->cold == FC_COLD_ADVISE) && !fc_is_resident(fd, size);
     if (cold && run->cold == FC_COLD_LEAVE)
         return 0;
     if (fc_map_open(fd, size, &folder->address, err) < 0)
         return -1;
-    if (cold && size >= FC_HUGE_PAGE)
+    if (huge)
         (void)fc_advise(folder->address, 0, (size_t)size, MADV_HUGEPAGE, &ignored);
-    else if (cold && run->cold == FC_COLD_ADVISE)
+    else if (cold)
         fc_begin_reading(fd, size);
     return 0;
 }
