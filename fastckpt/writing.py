@@ -162,8 +162,8 @@ def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
     else:
         save.stage.check_written(item.folder, item.blob.nbytes, drawn.nbytes)
         large = _Large(item, save, drawn)
-        for at in range(0, item.blob.nbytes, PART):
-            yield _Part(large, at)
+        parts = [_Part(large, at) for at in range(0, item.blob.nbytes, PART)]
+        yield from parts if save.way.direct else [_Parts(parts)]
 
 
 def _mixed(jobs: list[_Job]) -> list[_Job]:
@@ -285,3 +285,15 @@ class _Part:
             room = large.save.room if file.direct and not large.drawn.aligned else None
             large.save.stage.write_part(large.item.folder, file, part, self.at, room)
         large.done(self.at, crc, self.nbytes)
+
+
+class _Parts:
+    """All parts of one large tensor, for one thread: the page cache lets no two write to one file at a time."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.parts = parts
+        self.nbytes = sum(part.nbytes for part in parts)
+
+    def __call__(self) -> None:
+        for part in self.parts:
+            part()
