@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastckpt import _core
 from fastckpt import meta as meta_file
 from fastckpt.errors import FormatError
+from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import DONE
 from fastckpt.marker import LINE_LIMIT, Marker, parse_index
 from fastckpt.meta import Meta
@@ -38,7 +39,7 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
     table_length, copies_at, size = marker.index
     where = f"{path}/{DONE}"
     try:
-        memory = _core.share_file(fd, DONE, size)
+        memory = _whole(fd, size)
     except _core.SizeChanged as change:
         raise FormatError(f"{where}: {change}") from None
     table = bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
@@ -53,3 +54,12 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
                 raise FormatError(f"{where}: the copy of {folder!r} lies behind the end of the file")
             copies[folder] = memory.part(copies_at + copy_at, nbytes)
     return metas, copies
+
+
+def _whole(fd: int, size: int) -> _core.Mapping:
+    """Map the file; over a network read it."""
+    if not filesystem_of(fd).remote:
+        return _core.share_file(fd, DONE, size)
+    (memory,) = _core.allocate([size])
+    _core.read_into(fd, DONE, 0, memory, size=size)
+    return memory
