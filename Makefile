@@ -31,7 +31,7 @@ lint: build
 	$(BIN)/mypy --strict fastckpt
 	$(BIN)/python -m mypy.stubtest fastckpt._core
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastckpt  # it calls pycodestyle
-	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch] fastckpt/bench/*.c
 
 asan: .asan/built
 	$(SANITIZED) PYTHONPATH=$(CURDIR)/.asan/lib $(BIN)/pytest -m "not no_asan" $(ARGS)
