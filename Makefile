@@ -16,7 +16,8 @@ demo: build .venv/demo
 test: build
 	$(BIN)/pytest $(ARGS)
 
-# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute.
+# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute,
+# and ARGS="--add FILE" goes on where FILE ends.
 bench: build
 	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds
 	$(BIN)/fastckpt bench $(ARGS)

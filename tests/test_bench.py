@@ -188,6 +188,7 @@ def test_the_report_says_machine_date_and_command(document: dict[str, Any], tmp_
     assert f"Date: {document['date']}" in text
     assert f"    {document['command']}\n" in text
     assert document["command"].startswith("fastckpt bench --size tiny")
+    assert document["command"].endswith("--space 1 --save run.json"), "without the folders of this machine"
     assert "## By hand\n\nWhy it | falls short.\n" in text
     assert "| durable save, GPT-2 | the direct-write limit | ≥ 0.85× |" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
@@ -259,9 +260,9 @@ def test_a_report_says_of_each_workload_when_and_how_it_was_measured(document: d
     own = {"command": "an older one", "date": "longer ago", "rounds": 3, "versions": {"torch": "1.0"}}
     first, *rest = other["workloads"]
     text = markdown({**other, "workloads": [{**first, **own}, *rest]})
-    assert "Measured longer ago, in 3 rounds, by `an older one`. With torch 1.0." in text
+    assert "Measured longer ago, rounds: 3, by `an older one`. With torch 1.0." in text
     assert "\n    an older one\n" in text
-    assert f"in 1 rounds, by `{document['command']}`." in text
+    assert f"rounds: 1, by `{document['command']}`." in text
 
 
 # ---- verdicts, on made-up numbers ----

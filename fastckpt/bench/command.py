@@ -37,8 +37,9 @@ def bench(**options: Any) -> None:
 
     Each rival has its own process; they take turns. Whoever is not installed is a line that says how to install it.
     Everything that is written is deleted at the end. A full run takes hours: with
-    --add FILE it can be done in parts. What is named is measured (again), else
-    what FILE lacks; leave five minutes after many small files were deleted.
+    --add FILE it can be done in parts: without --workload what FILE lacks is
+    measured; a workload that is named replaces all that FILE had of it. Leave
+    five minutes after a run with many small files, which was deleting them.
 
     \b
     Workloads: the manual's MLP, GPT-2, a Llama-like model (3.8 GB), 20,000
@@ -90,7 +91,7 @@ def _run(options: dict[str, Any]) -> dict[str, Any]:
     chosen = _chosen(options, old)
     if options["plots"]:
         importlib.import_module("fastckpt.bench.plots").check()  # not after an hour
-    command = " ".join(["fastckpt", *sys.argv[1:]])
+    command = " ".join(["fastckpt", *map(_without_folders, sys.argv[1:])])
 
     def kept(document: dict[str, Any]) -> dict[str, Any]:
         own = {"command": command, "rounds": document["rounds"], "versions": document["versions"]}
@@ -107,6 +108,12 @@ def _run(options: dict[str, Any]) -> dict[str, Any]:
         return old
     with watched(running.turns(chosen)) as watch:
         return kept(running.run(chosen, watch, kept))
+
+
+def _without_folders(word: str) -> str:
+    """Leave out of a path in the command where it lies: reports are for others to read."""
+    option, equals, value = word.rpartition("=")
+    return option + equals + (Path(value).name if value.startswith("/") else value)
 
 
 def _old(options: dict[str, Any]) -> dict[str, Any] | None:

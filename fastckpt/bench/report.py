@@ -101,7 +101,7 @@ def _measured(document: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
     date, command, rounds, versions = _run_of(document, workload)
     other = [f"{name} {version}" for name, version in versions.items() if document["versions"].get(name) != version]
     with_others = f" With {', '.join(other)}." if other else ""
-    return f"Measured {date}, in {rounds} rounds, by `{command}`.{with_others}"
+    return f"Measured {date}, rounds: {rounds}, by `{command}`.{with_others}"
 
 
 def _table(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:

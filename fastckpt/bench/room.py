@@ -1,7 +1,7 @@
 """The benchmark's own folder: what it wrote there, and when that is deleted.
 
 ext4 steps over inodes that were just freed, and whoever saves after a deletion pays for it. So nothing is deleted while
-there is room; what was written leaves the page cache instead.
+there is room, and what is many small files not before the end; what was written leaves the page cache instead.
 """
 
 from __future__ import annotations
