@@ -16,7 +16,8 @@ demo: build .venv/demo
 test: build
 	$(BIN)/pytest $(ARGS)
 
-# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute.
+# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute,
+# and ARGS="--add FILE" goes on where FILE ends.
 bench: build
 	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds
 	$(BIN)/fastckpt bench $(ARGS)
@@ -31,7 +32,7 @@ lint: build
 	$(BIN)/mypy --strict fastckpt
 	$(BIN)/python -m mypy.stubtest fastckpt._core
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastckpt  # it calls pycodestyle
-	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch] fastckpt/bench/*.c
 
 asan: .asan/built
 	$(SANITIZED) PYTHONPATH=$(CURDIR)/.asan/lib $(BIN)/pytest -m "not no_asan" $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
@@ -88,7 +89,7 @@ def reading(
 
 
 class Contents:
-    """A committed snapshot, checked; it borrows the folder's descriptor from `reading`.
+    """A committed snapshot, checked; it borrows the folder's descriptor from `reading`, or keeps one of its own.
 
     Attributes
     ----------
@@ -129,6 +130,11 @@ class Contents:
         if first is not None and first.meta.container == DONE and not self.marker.nested:
             raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")
         check_still_there(mark, path, fd)
+
+    def keep_open(self) -> None:
+        """Have a descriptor of its own, which is closed with the last reference to this."""
+        self.fd = os.dup(self.fd)
+        weakref.finalize(self, os.close, self.fd)
 
     def _indexed(self, folders: Sequence[str], look: Look) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""

@@ -27,6 +27,7 @@ __all__ = [
     "map_files",
     "read_at",
     "read_into",
+    "read_runs",
     "with_path",
 ]
 
@@ -141,17 +142,45 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
         A buffer has as many bytes as the tensor.
     """
     parts = [part for entry, memory in targets for part in _parts(entry.blob, memory, direct=False)]
-    try:
-        for batch in _batches(parts):
-            _core.read_parts(contents.fd, batch, threads=len(os.sched_getaffinity(0)))
-    except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+    _read_parts(contents, parts, len(os.sched_getaffinity(0)))
 
 
 def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
     """Fill a buffer with the bytes of a tensor from `offset` on."""
     try:
         _core.read_into(contents.fd, f"{entry.blob}/{OUT}", offset, buffer, size=entry.meta.nbytes)
+    except (_core.SizeChanged, OSError) as problem:
+        raise with_path(problem, contents.path) from None
+
+
+def read_runs(contents: Contents, entry: Entry, runs: Sequence[tuple[int, int]]) -> _core.Mapping:
+    """Give some bytes of a tensor, one run after the other, in memory of their own.
+
+    Parameters
+    ----------
+    contents : Contents
+        The snapshot.
+    entry : Entry
+        The tensor.
+    runs : sequence of tuple of int
+        Offset and length of each.
+    """
+    path, size, at = f"{entry.blob}/{OUT}", entry.meta.nbytes, 0
+    (memory,) = _core.allocate([sum(length for _, length in runs)])
+    view, parts = memoryview(memory), []
+    for offset, length in runs:
+        for done in range(0, length, PART):
+            room = view[at + done : at + min(done + PART, length)]
+            parts.append((path, offset + done, room, size, 0))
+        at += length
+    _read_parts(contents, parts, WAITERS)
+    return memory
+
+
+def _read_parts(contents: Contents, parts: list[Part], threads: int) -> None:
+    try:
+        for batch in _batches(parts):
+            _core.read_parts(contents.fd, batch, threads=threads)
     except (_core.SizeChanged, OSError) as problem:
         raise with_path(problem, contents.path) from None
 
@@ -172,14 +201,10 @@ def _read(
         contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
     warm = {b for b in blobs if allocate and mode == "auto" and _core.is_resident(contents.fd, f"{b}/{OUT}")}
     parts = [part for b in blobs for part in _parts(b, contents.blobs[b], direct and b not in warm)]
-    try:
-        if digests:
-            _read_and_check(contents, parts, threads, digests)
-            return
-        for batch in _batches(parts):
-            _core.read_parts(contents.fd, batch, threads=threads)
-    except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+    if digests:
+        _read_and_check(contents, parts, threads, digests)
+    else:
+        _read_parts(contents, parts, threads)
 
 
 def _runs(blobs: dict[str, int]) -> Iterator[list[str]]:
@@ -218,8 +243,11 @@ def _read_and_check(contents: Contents, parts: list[Part], threads: int, digests
         return crc32(view), len(view)
 
     found: Crcs = {}
-    for part, crc in zip(parts, parallel.run(work, parts, threads), strict=True):
-        found.setdefault(part[0].removesuffix(f"/{OUT}"), []).append(crc)
+    try:
+        for part, crc in zip(parts, parallel.run(work, parts, threads), strict=True):
+            found.setdefault(part[0].removesuffix(f"/{OUT}"), []).append(crc)
+    except (_core.SizeChanged, OSError) as problem:
+        raise with_path(problem, contents.path) from None
     compare(contents.path, found, digests)
 
 

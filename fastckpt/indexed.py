@@ -8,6 +8,7 @@ from fastckpt import _core
 from fastckpt import meta as meta_file
 from fastckpt.dtypes import BY_NUMBER
 from fastckpt.errors import FormatError
+from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import DONE
 from fastckpt.marker import LINE_LIMIT, Marker, parse_index
 from fastckpt.meta import Meta
@@ -41,7 +42,7 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
     table_length, copies_at, size = marker.index
     where = f"{path}/{DONE}"
     try:
-        memory = _core.share_file(fd, DONE, size)
+        memory = _whole(fd, size)
     except _core.SizeChanged as change:
         raise FormatError(f"{where}: {change}") from None
     table = bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
@@ -63,3 +64,12 @@ def _rows(table: bytes, where: str) -> Iterator[tuple[str, Meta, int, int | None
         if meta is not text and meta.nbytes != nbytes:
             raise FormatError(f"{where}: the index gives {folder!r} {nbytes} bytes, its meta wants {meta.nbytes}")
         yield folder, meta, nbytes, copy_at
+
+
+def _whole(fd: int, size: int) -> _core.Mapping:
+    """Map the file; over a network read it."""
+    if not filesystem_of(fd).remote:
+        return _core.share_file(fd, DONE, size)
+    (memory,) = _core.allocate([size])
+    _core.read_into(fd, DONE, 0, memory, size=size)
+    return memory

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastckpt import _core
+from fastckpt.choosing import look_for_open
 from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
-from fastckpt.fetching import fetch, map_files
+from fastckpt.fetching import fetch, map_files, read_runs
 from fastckpt.loading import flat, nested
-from fastckpt.slicing import spell_out, touched
+from fastckpt.slicing import Parts, boxed, spell_out, touched
 
 __all__ = ["Snapshot", "TensorHandle", "open"]
 
 _EXACT = 64 << 20  # bytes in one run that are asked for at once; longer ones come by read-ahead
 _HINT = 128 << 10  # bytes: of one hint the kernel takes no more than it reads ahead, which is seldom less than that
 _LONG_RUN = 256 << 10  # bytes in one run among gaps that are worth the kernel's read-ahead
+_GAP = 16 << 10  # bytes that are read along over a network, instead of asking the server once more
+_GONE = "the snapshot was replaced or deleted after it was opened; open it again"
 
 
 def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
@@ -34,8 +39,10 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     Returns
     -------
     Snapshot
-        It stays what it is when a save replaces the snapshot at `path`; one of over 30,000 tensors, more than a
-        process can have mapped at once, raises FileNotFoundError for what it has not touched by then.
+        It stays what it is when a save replaces the snapshot at `path`, but for two kinds, which raise
+        FileNotFoundError for what they have not handed out by then: one of over 30,000 tensors, more than a process can
+        have mapped at once, and one on a network file system or FUSE. There nothing is mapped: each index reads the
+        bytes that it asks for, into memory of their own.
 
     Raises
     ------
@@ -43,29 +50,58 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
         The folder is no complete, sound snapshot; the message names the file.
     """
     framework = codec_for(as_ or default_framework()).name
-    return reading(path, lambda contents: Snapshot(contents, framework), look="all")
+    return reading(path, lambda contents: Snapshot(contents, framework), look=look_for_open(path))
 
 
-class _Blobs:
+class _Maps:
     """The maps of a snapshot: all made now, so that they outlive it; one by one where they would be too many."""
 
     def __init__(self, contents: Contents) -> None:
         entries = list(contents.entries.values())
-        self._path = contents.path
+        self._contents = contents
         self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
-        self._fd = -1
         if len(entries) <= MAP_LIMIT:
             self._maps = dict(zip([entry.blob for entry in entries], fetch(contents, entries, "mmap"), strict=True))
         else:
-            self._fd = os.dup(contents.fd)
-            weakref.finalize(self, os.close, self._fd)
+            contents.keep_open()
 
-    def __call__(self, entry: Entry) -> _core.Mapping:
+    def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
+        """Give memory with an array that has what is wanted, its shape, and the parts that pick it."""
+        meta = entry.meta
         blob = self._maps.get(entry.blob)
         if blob is None:
-            (blob,) = map_files(self._fd, {entry.blob: entry.meta.nbytes}, self._path)
+            with _gone_is_said():
+                (blob,) = map_files(self._contents.fd, {entry.blob: meta.nbytes}, self._contents.path)
             self._maps[entry.blob] = blob
-        return blob
+        _announce(blob, *(elements * meta.dtype.itemsize for elements in touched(parts, meta.shape)))
+        return blob, meta.shape, parts
+
+
+class _Reads:
+    """The same by reading, when somebody asks. A copy that came with the index is there already."""
+
+    def __init__(self, contents: Contents) -> None:
+        contents.keep_open()
+        self._contents = contents
+
+    def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
+        copy = self._contents.blobs.get(entry.blob)
+        if copy is not None:
+            return copy, entry.meta.shape, parts
+        box = boxed(parts, entry.meta.shape, entry.meta.dtype.itemsize, _GAP)
+        with _gone_is_said():
+            return read_runs(self._contents, entry, box.runs), box.shape, box.parts
+
+
+@contextmanager
+def _gone_is_said() -> Iterator[None]:
+    """All files were there when the snapshot was opened: one that is missing went with the whole of it."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        raise FileNotFoundError(errno.ENOENT, _GONE, problem.filename) from None
 
 
 def _announce(blob: _core.Mapping, first: int, run: int, count: int) -> None:
@@ -95,7 +131,7 @@ class TensorHandle:
 
     __slots__ = ("_blobs", "_codec", "_entry", "name", "nbytes", "shape", "tied_to")
 
-    def __init__(self, entry: Entry, blobs: _Blobs, codec: Codec) -> None:
+    def __init__(self, entry: Entry, blobs: _Maps | _Reads, codec: Codec) -> None:
         self.name = entry.key
         self.shape = entry.meta.shape
         self.nbytes = entry.meta.nbytes
@@ -130,25 +166,22 @@ class TensorHandle:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Any:
-        """Give a tensor or a basic slice of one, mapped privately: it may be changed, the file never is.
+        """Give a tensor or a basic slice of one, mapped privately or read: it may be changed, the file never is.
 
         Parameters
         ----------
         index : int, slice, Ellipsis, None, or a tuple of them
             As numpy's basic indexing. Torch has no backward steps: there, such a slice is a copy.
         """
-        meta = self._entry.meta
-        parts = spell_out(index, self.shape, self.name)
-        blob = self._blobs(self._entry)
-        _announce(blob, *(elements * meta.dtype.itemsize for elements in touched(parts, self.shape)))
-        part = self._codec.part(self._codec.make(blob, meta.dtype, self.shape, self.name), parts)
+        buffer, shape, parts = self._blobs.give(self._entry, spell_out(index, self.shape, self.name))
+        part = self._codec.part(self._codec.make(buffer, self._entry.meta.dtype, shape, self.name), parts)
         self._codec.sound(part)
         return part
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """Give all of it to numpy, which would otherwise ask for every element."""
-        meta = self._entry.meta
-        array = NUMPY.make(self._blobs(self._entry), meta.dtype, meta.shape, self.name)
+        buffer, shape, _ = self._blobs.give(self._entry, spell_out(..., self.shape, self.name))
+        array = NUMPY.make(buffer, self._entry.meta.dtype, shape, self.name)
         NUMPY.sound(array)
         return array.astype(array.dtype if dtype is None else dtype, copy=bool(copy))
 
@@ -173,7 +206,7 @@ class Snapshot(Mapping[str, Any]):
     def __init__(self, contents: Contents, framework: str) -> None:
         self.path = contents.path
         codec = codec_for(framework)
-        blobs = _Blobs(contents)
+        blobs = _Maps(contents) if contents.looked else _Reads(contents)
         self._handles = {key: TensorHandle(entry, blobs, codec) for key, entry in contents.entries.items()}
         self._contents = contents
         self._tree: Any = None

@@ -24,7 +24,7 @@ from torch import nn
 
 import fastckpt
 import fastckpt.contents
-from fastckpt.slicing import forward, spell_out, touched
+from fastckpt.slicing import boxed, forward, spell_out, touched
 
 
 @pytest.fixture
@@ -340,14 +340,19 @@ def draw_index(data: st.DataObject, shape: list[int]) -> tuple[Any, ...]:
     return tuple(short)
 
 
-@given(st.lists(st.integers(1, 6), max_size=4), st.data())
-def test_what_a_slice_is_said_to_touch_is_what_it_touches(shape: list[int], data: st.DataObject) -> None:
+@given(st.lists(st.integers(1, 6), max_size=4), st.sampled_from([0, 8, 40, 1000]), st.data())
+def test_what_a_slice_is_said_to_touch_is_what_it_touches(shape: list[int], gap: int, data: st.DataObject) -> None:
     index = draw_index(data, shape)
     base = np.arange(math.prod(shape)).reshape(shape)
     parts = spell_out(index, shape, "x")
     assert np.array_equal(base[tuple(parts)], base[index])
     onward, turned = forward(parts, shape)
     assert np.array_equal(np.flip(base[tuple(onward)], turned), base[index])
+    box = boxed(parts, shape, base.itemsize, gap)
+    raw = b"".join(base.tobytes()[at : at + length] for at, length in box.runs)
+    assert np.array_equal(np.frombuffer(raw, base.dtype).reshape(box.shape)[tuple(box.parts)], base[index])
+    assert gap or len(raw) == base[index].nbytes
+    assert len(box.runs) <= 1 or base[index].size < base.size
     picked = np.sort(base[index], axis=None)
     first, run, count = touched(parts, shape)
     assert count == picked.size
