@@ -46,7 +46,12 @@ _NO_FOLDER = -errno.ENOTDIR
 
 
 def reading(
-    path: str | os.PathLike[str], act: Callable[[Contents], T], *, look: Look = "none", by_index: bool = True
+    path: str | os.PathLike[str],
+    act: Callable[[Contents], T],
+    *,
+    look: Look = "none",
+    by_index: bool = True,
+    keys: Sequence[str] | None = None,
 ) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
 
@@ -60,6 +65,8 @@ def reading(
         Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
     by_index : bool
         Believe the index, where there is one, instead of looking into every folder.
+    keys : sequence of str, optional
+        No other tensors are wanted: where each is in the folder of its name, only those folders are looked into.
 
     Raises
     ------
@@ -74,7 +81,7 @@ def reading(
     for patience in range(_ATTEMPTS, -1, -1):
         fd = open_folder(where)
         try:
-            contents = Contents(where, fd, look, by_index)
+            contents = Contents(where, fd, look, by_index, keys)
             result = act(contents)
         except (CheckpointError, FileNotFoundError):
             if not (patience and was_replaced(where, fd)):
@@ -109,7 +116,14 @@ class Contents:
         What was passed over, for a warning.
     """
 
-    def __init__(self, path: str, fd: int, look: Look = "none", by_index: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        fd: int,
+        look: Look = "none",
+        by_index: bool = False,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         self.path = path
         self.fd = fd
         self.notes: list[str] = []
@@ -119,12 +133,15 @@ class Contents:
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
         folders = [name for name in names if name != mark]
-        metas = self._indexed(folders, look) if by_index and self.marker.index else None
+        indexed = by_index and self.marker.index is not None
+        some = None if indexed else self._named(folders, keys)
+        metas = some or (self._indexed(folders, look) if indexed else None)
         if metas is None:
             metas = self._metas(folders, look)
         if self.notes and not metas:
             raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
-        check_count(metas, self.marker.count, path)
+        if not some:
+            check_count(metas, self.marker.count, path)
         self.entries = entries_of(metas, path)
         first = next(iter(self.entries.values()), None)
         if first is not None and first.meta.container == DONE and not self.marker.nested:
@@ -148,6 +165,20 @@ class Contents:
         self.blobs = copies
         if look != "none":
             self.look_at({f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}, look)
+        return metas
+
+    def _named(self, folders: Sequence[str], keys: Sequence[str] | None) -> dict[str, Meta] | None:
+        """Folder to meta of some keys; None unless each names its folder, and all folders are those of one save."""
+        if not keys or not set(keys) <= set(folders):
+            return None
+        metas: dict[str, Meta] = {}
+        for key, (text, out) in zip(keys, self._scan(keys, "none"), strict=True):
+            if not isinstance(text, bytes):
+                return None
+            meta = meta_file.parse(text, f"{self.path}/{key}/{META}")
+            if (meta.name, meta.same_as, meta.count, meta.nbytes) != (None, None, len(folders), out):
+                return None
+            metas[key] = meta
         return metas
 
     def look_at(self, blobs: dict[str, int], look: Look) -> None:
@@ -234,7 +265,7 @@ class Contents:
         """
         if keys is None:
             return list(self.entries.values())
-        wanted = {keys} if isinstance(keys, str) else set(keys)
+        wanted = set(keys)
         missing = sorted(wanted - self.entries.keys())
         if missing:
             more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""

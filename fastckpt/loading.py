@@ -52,7 +52,8 @@ def load(
         Where the tensors go; the CPU by default. To a CUDA device they go through page-locked memory, while the next
         are read; ``mode="mmap"`` makes maps and copies those.
     keys : iterable of str, optional
-        Load these tensors only; the result is then a flat dict of them, in saved order.
+        Load these tensors only; the result is then a flat dict of them, in saved order. No other is looked at, where
+        the folders have the names of the keys.
     verify : bool
         Check the digests of all tensors loaded that have one, on the way.
     mode : {"auto", "mmap", "read", "direct"}
@@ -95,22 +96,23 @@ def load(
     way = _mode(mode, mmap)
     lane = None if way == "mmap" else make.lane()
     allocate = make.locked_memory(way) if pin else None
+    wanted = keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
     look = "none" if keys is not None or pin or lane is not None else look_for(way, path)
 
     def act(contents: Contents) -> Any:
-        entries = contents.select(keys)
+        entries = contents.select(wanted)
         if lane is not None:
             far = FarMaker(make, lambda entry: fetch(contents, [entry], way, threads=threads, verify=verify)[0])
-            made = _assemble(contents, entries, [None] * len(entries), keys, far)
+            made = _assemble(contents, entries, [None] * len(entries), wanted, far)
             far.fill(contents, lane, mode=way, threads=threads, verify=verify)
             return made
         buffers = fetch(contents, entries, way, threads=threads, verify=verify, allocate=allocate)
         if prefetch:
             warm(buffers)
-        return _assemble(contents, entries, buffers, keys, make)
+        return _assemble(contents, entries, buffers, wanted, make)
 
     with collector_at_rest():
-        return reading(path, act, look=look)
+        return reading(path, act, look=look, keys=wanted)
 
 
 def _assemble(

@@ -106,6 +106,22 @@ def test_a_part_keeps_the_whole_alive(path: Path) -> None:
     assert part[0] == 2400
 
 
+def test_keys_are_found_without_a_look_at_other_tensors(tmp_path: Path) -> None:
+    tied = np.arange(3.0)
+    state = {"a": np.arange(4), "b": tied, "c": tied, "d/e": np.ones(2), "f": np.ones(5)}
+    fastckpt.save(state, tmp_path / "s")
+    (tmp_path / "s/f/meta").write_bytes(b"no meta at all")
+    assert fastckpt.load(tmp_path / "s", keys=["a"])["a"].tolist() == [0, 1, 2, 3]
+    for key in ("c", "d/e"):  # what these are is not said by their folders' names alone
+        with pytest.raises(fastckpt.FormatError, match="/f/meta"):
+            fastckpt.load(tmp_path / "s", keys=[key])
+    (tmp_path / "s/f/meta").unlink()
+    (tmp_path / "s/f/out").unlink()
+    (tmp_path / "s/f").rmdir()
+    with pytest.raises(fastckpt.CorruptError, match="1 of 5 tensor folders are missing"):
+        fastckpt.load(tmp_path / "s", keys=["a"])
+
+
 def test_keys(path: Path, nested: Path, weights: dict[str, torch.Tensor]) -> None:
     for keys in (
         ["scalar", "big"],
