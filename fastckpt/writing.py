@@ -7,6 +7,7 @@ part is taken while its bytes are in the processor's cache.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +87,16 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way
 def _can_sync_whole(system: FileSystem) -> bool:
     """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
     does nothing on some remote file systems, and waits for what all other programs have written there."""
-    return kernel() >= (5, 8) and not system.remote and unwritten() < _OTHERS
+    return kernel() >= (5, 8) and not system.remote and unwritten() < _OTHERS and _has_syncfs()
+
+
+def _has_syncfs() -> bool:
+    """A sandbox may forbid the call; what it says of a descriptor that is none tells, and nothing is synced by it."""
+    try:
+        _core.syncfs(-1)
+    except OSError as problem:
+        return problem.errno == errno.EBADF
+    return True
 
 
 def write_items(

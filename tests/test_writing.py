@@ -413,3 +413,19 @@ def test_a_part_is_not_written_when_the_save_has_ended(parent: Path) -> None:
         stage.end()
         with pytest.raises(RuntimeError, match="the save has ended"):
             stage.write_part("w", file, bytes(9), 0, None)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_a_sandbox_that_forbids_syncfs(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then every file is synced by itself, and the save does not fail."""
+
+    def refused(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(writing, "unwritten", lambda: 0)
+    with open(tmp_path / "file", "wb") as file:
+        assert not writing.way_for(file.fileno(), None, durable=True, digest=True).sync
+        monkeypatch.setattr(_core, "syncfs", refused)
+        assert writing.way_for(file.fileno(), None, durable=True, digest=True).sync
+    fastckpt.save(rig.flat(1), tmp_path / "s")
+    assert rig.equal(rig.loaded(tmp_path / "s"), rig.flat(1))
