@@ -17,17 +17,18 @@ from fastckpt import _core
 from fastckpt import meta as meta_file
 from fastckpt.entries import Entry, check_count, entries_of
 from fastckpt.errors import CheckpointError, CorruptError, FormatError
-from fastckpt.indexed import read_index
+from fastckpt.indexed import How, read_index
 from fastckpt.layout import DONE, META, OUT
 from fastckpt.meta import Meta
 from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker, was_replaced
 
-__all__ = ["MAP_LIMIT", "Contents", "Entry", "Look", "reading"]
+__all__ = ["MAP_LIMIT", "Contents", "Entry", "Index", "Look", "reading"]
 
 T = TypeVar("T")
 #: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
 #: cold ones by huge pages; the same, and those of them that are too small for that are read at once.
 Look = Literal["none", "all", "resident", "huge", "advise"]
+Index = Literal["map", "read", "table", "ignore"]  # what to do with one
 _COLD = {
     "all": _core.COLD_MAP,
     "resident": _core.COLD_LEAVE,
@@ -50,7 +51,7 @@ def reading(
     act: Callable[[Contents], T],
     *,
     look: Look = "none",
-    by_index: bool = True,
+    index: Index = "map",
     keys: Sequence[str] | None = None,
 ) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
@@ -63,8 +64,8 @@ def reading(
         Gets the contents; its result is returned.
     look : {"none", "all", "resident", "huge", "advise"}
         Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
-    by_index : bool
-        Believe the index, where there is one, instead of looking into every folder.
+    index : {"map", "read", "table", "ignore"}
+        Where there is one, believe it instead of looking into every folder; see `read_index`.
     keys : sequence of str, optional
         No other tensors are wanted: where each is in the folder of its name, only those folders are looked into.
 
@@ -81,7 +82,7 @@ def reading(
     for patience in range(_ATTEMPTS, -1, -1):
         fd = open_folder(where)
         try:
-            contents = Contents(where, fd, look, by_index, keys)
+            contents = Contents(where, fd, look, index, keys)
             result = act(contents)
         except (CheckpointError, FileNotFoundError):
             if not (patience and was_replaced(where, fd)):
@@ -121,7 +122,7 @@ class Contents:
         path: str,
         fd: int,
         look: Look = "none",
-        by_index: bool = False,
+        index: Index = "ignore",
         keys: Sequence[str] | None = None,
     ) -> None:
         self.path = path
@@ -133,9 +134,9 @@ class Contents:
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
         folders = [name for name in names if name != mark]
-        indexed = by_index and self.marker.index is not None
-        some = None if indexed else self._named(folders, keys)
-        metas = some or (self._indexed(folders, look) if indexed else None)
+        how = index if self.marker.index else "ignore"
+        some = self._named(folders, keys) if how == "ignore" else None
+        metas = some if how == "ignore" else self._indexed(folders, look, how)
         if metas is None:
             metas = self._metas(folders, look)
         if self.notes and not metas:
@@ -153,10 +154,10 @@ class Contents:
         self.fd = os.dup(self.fd)
         weakref.finalize(self, os.close, self.fd)
 
-    def _indexed(self, folders: Sequence[str], look: Look) -> dict[str, Meta] | None:
+    def _indexed(self, folders: Sequence[str], look: Look, how: How) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
         try:
-            metas, copies = read_index(self.fd, self.path, self.marker)
+            metas, copies = read_index(self.fd, self.path, self.marker, how)
         except FormatError as problem:
             self.notes.append(f"{problem}; the folders were read instead")
             return None

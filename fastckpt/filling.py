@@ -72,7 +72,7 @@ def load_into(
         _fill(pairs, contents)
         return keys
 
-    return reading(path, act)
+    return reading(path, act, index="table")
 
 
 class _Target(NamedTuple):

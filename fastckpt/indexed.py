@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
@@ -13,10 +14,14 @@ from fastckpt.layout import DONE
 from fastckpt.marker import LINE_LIMIT, Marker, parse_index
 from fastckpt.meta import Meta
 
-__all__ = ["read_index"]
+__all__ = ["How", "read_index", "read_table"]
 
 
-def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dict[str, _core.Mapping]]:
+#: What of an index to take: all, mapped; all, read into memory; the metas only.
+How = Literal["map", "read", "table"]
+
+
+def read_index(fd: int, path: str, marker: Marker, how: How) -> tuple[dict[str, Meta], dict[str, _core.Mapping]]:
     """Give all metas, and the copies of the small blobs, by folder.
 
     Parameters
@@ -27,6 +32,9 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
         Its folder, for errors.
     marker : Marker
         Its marker, which has an index.
+    how : {"map", "read", "table"}
+        A map brings in what is touched only, but whoever makes the file shorter meanwhile kills who touches it.
+        ``table``: no copies.
 
     Returns
     -------
@@ -39,18 +47,14 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
         The index cannot be read, or says what cannot be.
     """
     assert marker.index is not None, "the caller has seen it"
-    table_length, copies_at, size = marker.index
+    _, copies_at, size = marker.index
     where = f"{path}/{DONE}"
-    try:
-        memory = _whole(fd, size)
-    except _core.SizeChanged as change:
-        raise FormatError(f"{where}: {change}") from None
-    table = bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
+    table, memory = _taken(fd, where, marker, how)
     metas: dict[str, Meta] = {}
     copies: dict[str, _core.Mapping] = {}
     for folder, meta, nbytes, copy_at in _rows(table, where):
         metas[folder] = meta
-        if copy_at is not None:
+        if copy_at is not None and memory is not None:
             if copies_at + copy_at + nbytes > size:
                 raise FormatError(f"{where}: the copy of {folder!r} lies behind the end of the file")
             copies[folder] = memory.part(copies_at + copy_at, nbytes)
@@ -66,10 +70,30 @@ def _rows(table: bytes, where: str) -> Iterator[tuple[str, Meta, int, int | None
         yield folder, meta, nbytes, copy_at
 
 
-def _whole(fd: int, size: int) -> _core.Mapping:
-    """Map the file; over a network read it."""
-    if not filesystem_of(fd).remote:
-        return _core.share_file(fd, DONE, size)
-    (memory,) = _core.allocate([size])
-    _core.read_into(fd, DONE, 0, memory, size=size)
-    return memory
+def _taken(fd: int, where: str, marker: Marker, how: How) -> tuple[bytes, _core.Mapping | None]:
+    """Give the table, and the memory that has the whole file, if any shall."""
+    assert marker.index is not None, "the caller has seen it"
+    table_length, _, size = marker.index
+    if how == "table":
+        return read_table(fd, where, marker), None
+    try:
+        if how == "map" and not filesystem_of(fd).remote:
+            memory = _core.share_file(fd, DONE, size)
+        else:
+            (memory,) = _core.allocate([size])
+            _core.read_into(fd, DONE, 0, memory, size=size)
+    except _core.SizeChanged as change:
+        raise FormatError(f"{where}: {change}") from None
+    return bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)]), memory
+
+
+def read_table(fd: int, where: str, marker: Marker) -> bytes:
+    """Give the second line of the marker `where`, in the open folder `fd`."""
+    assert marker.index is not None, "the caller has seen it"
+    table_length, _, size = marker.index
+    table = bytearray(max(min(table_length, LINE_LIMIT, size - marker.table_at), 0))
+    try:
+        _core.read_into(fd, DONE, marker.table_at, table, size=size)
+    except _core.SizeChanged as change:
+        raise FormatError(f"{where}: {change}") from None
+    return bytes(table)

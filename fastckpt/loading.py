@@ -62,7 +62,9 @@ def load(
         same, past the page cache. ``auto``: as ``mmap`` where the system brings in huge pages (ext4 since Linux 6.16,
         xfs since 5.18), tensors of less than 2 MiB being read ahead; elsewhere what lies in the page cache is mapped,
         and the rest read past it at the speed of the device (or mapped, if a process loads it for the second time, or
-        has no memory for it); over a network all is read.
+        has no memory for it); over a network all is read. For a folder that others can write to, take ``read`` or
+        ``direct``: whoever cuts a mapped file kills the process that touches it (SIGBUS); what was read is safe, and
+        what is cut while it is read is an error.
     mmap : bool, optional
         torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
     prefetch : bool
@@ -112,7 +114,7 @@ def load(
         return _assemble(contents, entries, buffers, wanted, make)
 
     with collector_at_rest():
-        return reading(path, act, look=look, keys=wanted)
+        return reading(path, act, look=look, keys=wanted, index="read" if way in ("read", "direct") else "map")
 
 
 def _assemble(

@@ -48,6 +48,11 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     ------
     NotCommittedError, CorruptError, FormatError
         The folder is no complete, sound snapshot; the message names the file.
+
+    Notes
+    -----
+    Its tensors are maps. No save changes a file that is mapped; but if others can write to the folder, and cut a file
+    in place, whoever touches the lost pages is killed by the system. ``load(mode="read")`` maps nothing.
     """
     framework = codec_for(as_ or default_framework()).name
     return reading(path, lambda contents: Snapshot(contents, framework), look=look_for_open(path))

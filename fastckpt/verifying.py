@@ -14,8 +14,9 @@ from fastckpt import meta as meta_file
 from fastckpt.contents import Contents, reading
 from fastckpt.entries import Entry
 from fastckpt.errors import CheckpointError, CorruptError, FormatError
+from fastckpt.indexed import read_table
 from fastckpt.layout import DONE, META, OUT
-from fastckpt.marker import LINE_LIMIT, IndexEntry, parse_index
+from fastckpt.marker import IndexEntry, parse_index
 
 __all__ = ["Report", "check_blob", "verify"]
 
@@ -77,7 +78,7 @@ def verify(path: str | os.PathLike[str], *, progress: Progress | None = None) ->
         The folder cannot be looked at.
     """
     try:
-        return reading(path, lambda contents: _report(contents, progress or _no_progress), by_index=False)
+        return reading(path, lambda contents: _report(contents, progress or _no_progress), index="ignore")
     except _Unsound as unsound:
         return unsound.report
     except CheckpointError as problem:
@@ -96,7 +97,7 @@ def check_blob(contents: Contents, entry: Entry) -> None:
     """Compare a blob, read piece by piece, with the digest of its meta, if that has one; raise CorruptError."""
     if entry.meta.digest is not None:
         where = f"{contents.path}/{entry.blob}/{OUT}"
-        digests.check(entry.meta.digest, _pieces(contents, entry.blob, entry.meta.nbytes), where)
+        digests.check(entry.meta.digest, _pieces(contents, f"{entry.blob}/{OUT}", entry.meta.nbytes), where)
 
 
 def _report(contents: Contents, progress: Progress) -> Report:
@@ -106,7 +107,7 @@ def _report(contents: Contents, progress: Progress) -> Report:
     for blob, meta in blobs.items():
         where = f"{contents.path}/{blob}/{OUT}"
         try:
-            pieces = _pieces(contents, blob, meta.nbytes)
+            pieces = _pieces(contents, f"{blob}/{OUT}", meta.nbytes)
             if meta.digest is None:
                 for _ in pieces:
                     pass
@@ -123,14 +124,14 @@ def _report(contents: Contents, progress: Progress) -> Report:
     return report
 
 
-def _pieces(contents: Contents, folder: str, nbytes: int) -> Iterator[Any]:
-    """Give the bytes of a blob; a piece is good until the next one is asked for."""
+def _pieces(contents: Contents, name: str, nbytes: int, begin: int = 0, size: int | None = None) -> Iterator[Any]:
+    """Give some bytes of a file, by default all; a piece is good until the next one is asked for."""
     buffer = np.empty(min(nbytes, _PIECE), np.uint8)
-    where = f"{contents.path}/{folder}/{OUT}"
+    where = f"{contents.path}/{name}"
     for at in range(0, nbytes, _PIECE):
         piece = buffer[: min(_PIECE, nbytes - at)]
         try:
-            _core.read_into(contents.fd, f"{folder}/{OUT}", at, piece, size=nbytes)
+            _core.read_into(contents.fd, name, begin + at, piece, size=nbytes if size is None else size)
         except _core.SizeChanged as change:
             raise CorruptError(f"{where}: had another size a moment ago ({change}); verify it again") from None
         except OSError as problem:
@@ -164,7 +165,7 @@ def _tie_problems(contents: Contents) -> Iterator[str]:
     for entry in contents.entries.values():
         if entry.blob == entry.folder or _is_one_file(contents, entry):
             continue
-        pieces = (_pieces(contents, folder, entry.meta.nbytes) for folder in (entry.folder, entry.blob))
+        pieces = (_pieces(contents, f"{folder}/{OUT}", entry.meta.nbytes) for folder in (entry.folder, entry.blob))
         if not all(np.array_equal(own, other) for own, other in zip(*pieces, strict=True)):
             where = f"{contents.path}/{entry.folder}/{OUT}"
             yield f"{where}: differs from {entry.blob!r}/{OUT}, which it is tied to; load an earlier snapshot"
@@ -180,12 +181,9 @@ def _index_problems(contents: Contents) -> Iterator[str]:
     marker = contents.marker
     if marker.index is None:
         return
-    table_length, copies_at, size = marker.index
     where = f"{contents.path}/{DONE}"
-    (file,) = _core.map_files(contents.fd, [DONE], [size])
-    raw = memoryview(file)
-    table = bytes(raw[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
     try:
+        table = read_table(contents.fd, where, marker)
         index = {entry.folder: (entry, meta_file.parse(entry.meta, where)) for entry in parse_index(table, where)}
     except FormatError as problem:
         yield str(problem)
@@ -194,21 +192,22 @@ def _index_problems(contents: Contents) -> Iterator[str]:
         copy, meta = index.pop(entry.folder, (None, None))
         if copy is None or meta != entry.meta or copy.nbytes != entry.meta.nbytes:
             yield f"{where}: the index differs from {entry.folder!r}/{META}; save the snapshot anew"
-        elif not _same_copy(contents, copy, raw[copies_at:]):
+        elif not _same_copy(contents, copy, marker.index):
             yield f"{where}: the copy of {entry.folder!r}/{OUT} differs from it; save the snapshot anew"
     if index:
         yield f"{where}: the index names {next(iter(index))!r}, which has no folder; save the snapshot anew"
 
 
-def _same_copy(contents: Contents, copy: IndexEntry, copies: memoryview) -> bool:
+def _same_copy(contents: Contents, copy: IndexEntry, index: tuple[int, int, int]) -> bool:
+    _, copies_at, size = index
     if copy.copy_at is None:
         return True
-    at = copy.copy_at
-    for piece in _pieces(contents, copy.folder, copy.nbytes):
-        if piece.tobytes() != copies[at : at + len(piece)]:
-            return False
-        at += len(piece)
-    return True
+    at = copies_at + copy.copy_at
+    if at + copy.nbytes > size:
+        return False
+    pieces = _pieces(contents, f"{copy.folder}/{OUT}", copy.nbytes)
+    twins = _pieces(contents, DONE, copy.nbytes, at, size)
+    return all(np.array_equal(piece, twin) for piece, twin in zip(pieces, twins, strict=True))
 
 
 def _no_progress(done: int, total: int) -> None:

@@ -13,35 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import commit_rig as rig
-import numpy as np
 import pytest
 
 import fastckpt
 
 pytestmark = pytest.mark.slow
 
-NAMES = [f"t{number}" for number in range(6)]
-
-
-def state(number: int) -> dict[str, Any]:
-    """Something that tells which save wrote each part of it; every other one is nested."""
-    tensors = {name: np.full(20 + number % 7, number) for name in NAMES[: 3 + number % 4]}
-    return {"model": tensors, "number": number} if number % 2 else tensors
-
-
-def number_of(found: Any) -> int:
-    """Which state this is; wrong if it is none in whole."""
-    tensors = found.get("model", found)
-    number = int(tensors["t0"][0])
-    assert rig.equal(found, state(number)), found
-    return number
-
 
 def write(path: str, way: str, first: int, until: float) -> dict[str, int]:
     rig.prepare(way, setattr, for_good=True)
     number = first
     while time.time() < until:
-        fastckpt.save(state(number), path, threads=2)
+        fastckpt.save(rig.state(number), path, threads=2)
         number += 1
     return {"saves": number - first}
 
@@ -49,7 +32,7 @@ def write(path: str, way: str, first: int, until: float) -> dict[str, int]:
 def read(path: str, until: float) -> dict[str, Any]:
     numbers: list[int] = []
     while time.time() < until:
-        numbers.append(number_of(rig.loaded(Path(path))))
+        numbers.append(rig.number_of(rig.loaded(Path(path))))
     changes = sum(one != other for one, other in itertools.pairwise(numbers))
     return {"loads": len(numbers), "changes": changes}
 
@@ -71,14 +54,14 @@ def test_two_writers_and_two_readers(way: str) -> None:
     """No load is refused and none mixes two saves; no save finds its stage swept away by the other."""
     with rig.fast_folder() as folder:
         path, until = folder / "s", time.time() + 3
-        fastckpt.save(state(0), path)
+        fastckpt.save(rig.state(0), path)
         writers = [start("write", path, way, first, until) for first in (1_000_000, 2_000_000)]
         readers = [start("read", path, until) for _ in range(2)]
         saves = sum(finish(writer)["saves"] for writer in writers)
         reads = [finish(reader) for reader in readers]
         assert saves > 2
         assert sum(read["changes"] for read in reads) > 2
-        assert number_of(rig.loaded(path)) >= 1_000_000
+        assert rig.number_of(rig.loaded(path)) >= 1_000_000
         assert set(os.listdir(folder)) - {".s.lock"} == {"s"}
 
 
@@ -87,7 +70,7 @@ def test_writers_that_are_killed(way: str) -> None:
     """What a killed one leaves is recovered by readers and swept by the next save, while others live."""
     with rig.fast_folder() as folder:
         path, until = folder / "s", time.time() + 4
-        fastckpt.save(state(0), path)
+        fastckpt.save(rig.state(0), path)
         reader = start("read", path, until)
         steady = start("write", path, way, 1_000_000, until)
         first = 2_000_000
@@ -99,7 +82,7 @@ def test_writers_that_are_killed(way: str) -> None:
             first += 10_001
         assert finish(steady)["saves"] > 2
         assert finish(reader)["changes"] > 2
-        fastckpt.save(state(1), path)
+        fastckpt.save(rig.state(1), path)
         assert set(os.listdir(folder)) == {"s"}
 
 
