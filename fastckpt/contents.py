@@ -15,13 +15,13 @@ from typing import Literal, TypeVar
 from fastckpt import _core
 from fastckpt import meta as meta_file
 from fastckpt.entries import Entry, check_count, entries_of
-from fastckpt.errors import CheckpointError, CorruptError, FormatError
+from fastckpt.errors import CheckpointError, CorruptError, FormatError, LimitError, printable
 from fastckpt.indexed import read_index
 from fastckpt.layout import DONE, META, OUT
 from fastckpt.meta import Meta
-from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker, was_replaced
+from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker, unreadable, was_replaced
 
-__all__ = ["MAP_LIMIT", "Contents", "Entry", "Look", "reading"]
+__all__ = ["MAP_LIMIT", "TENSORS", "Contents", "Entry", "Look", "reading"]
 
 T = TypeVar("T")
 #: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
@@ -35,17 +35,23 @@ _COLD = {
 }
 
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
+TENSORS = 1_000_000  # more than this only if the caller allows it
 _READERS = 16
 _WORTH_A_THREAD = 40  # folders
 _ATTEMPTS = 100
 _DEPTH = 50  # slashes in a key of others
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
 _NO_ENTRY = -errno.ENOENT
 _NO_FOLDER = -errno.ENOTDIR
 
 
 def reading(
-    path: str | os.PathLike[str], act: Callable[[Contents], T], *, look: Look = "none", by_index: bool = True
+    path: str | os.PathLike[str],
+    act: Callable[[Contents], T],
+    *,
+    look: Look = "none",
+    by_index: bool = True,
+    mapped: bool = True,
+    max_tensors: int | None = None,
 ) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
 
@@ -59,6 +65,10 @@ def reading(
         Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
     by_index : bool
         Believe the index, where there is one, instead of looking into every folder.
+    mapped : bool
+        Take the index's copies of small tensors, which are parts of a map.
+    max_tensors : int, optional
+        How many folders are looked into at most.
 
     Raises
     ------
@@ -68,19 +78,21 @@ def reading(
         The folder has no ``snapshot_done``.
     CorruptError, FormatError
         A file is missing, has the wrong size, or is not understood; the message names it.
+    LimitError
+        There are more than `max_tensors`.
     """
     where = os.fspath(path)
     for patience in range(_ATTEMPTS, -1, -1):
         fd = open_folder(where)
         try:
-            contents = Contents(where, fd, look, by_index)
+            contents = Contents(where, fd, look, by_index=by_index, mapped=mapped, max_tensors=max_tensors)
             result = act(contents)
         except (CheckpointError, FileNotFoundError):
             if not (patience and was_replaced(where, fd)):
                 raise
         else:
             for note in contents.notes:
-                warnings.warn(note, stacklevel=3)
+                warnings.warn(printable(note), stacklevel=3)
             return result
         finally:
             os.close(fd)
@@ -108,17 +120,29 @@ class Contents:
         What was passed over, for a warning.
     """
 
-    def __init__(self, path: str, fd: int, look: Look = "none", by_index: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        fd: int,
+        look: Look = "none",
+        *,
+        by_index: bool = False,
+        mapped: bool = True,
+        max_tensors: int | None = None,
+    ) -> None:
         self.path = path
         self.fd = fd
         self.notes: list[str] = []
         self.blobs: dict[str, _core.Mapping] = {}
         self.looked = look != "none"
+        self._allowed = max_tensors
+        self._unsized: dict[str, int] = {}
         self.marker = read_marker(path, fd)
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
         folders = [name for name in names if name != mark]
-        metas = self._indexed(folders, look) if by_index and self.marker.index else None
+        self._count(len(folders))
+        metas = self._indexed(folders, look, mapped) if by_index and self.marker.index else None
         if metas is None:
             metas = self._metas(folders, look)
         if self.notes and not metas:
@@ -130,22 +154,24 @@ class Contents:
             raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")
         check_still_there(mark, path, fd)
 
-    def _indexed(self, folders: Sequence[str], look: Look) -> dict[str, Meta] | None:
+    def _indexed(self, folders: Sequence[str], look: Look, mapped: bool) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
         try:
-            metas, copies = read_index(self.fd, self.path, self.marker)
+            metas, copies = read_index(self.fd, self.path, self.marker, mapped=mapped)
         except FormatError as problem:
             self.notes.append(f"{problem}; the folders were read instead")
             return None
         if metas.keys() != set(folders):
             return None
         self.blobs = copies
+        self._unsized = {f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}
         if look != "none":
-            self.look_at({f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}, look)
+            self.look_at(self._unsized, look)
+            self._unsized = {}
         return metas
 
     def look_at(self, blobs: dict[str, int], look: Look) -> None:
-        """Map those of some blobs, given by folder and size, that `look` says; small ones are read.
+        """Check the size of some blobs, given by folder, and map those that `look` says; small ones are read.
 
         Raises
         ------
@@ -155,7 +181,7 @@ class Contents:
         for (folder, wanted), (_, out) in zip(blobs.items(), self._scan([*blobs], look, metas=False), strict=True):
             size = out if isinstance(out, int) else len(out)
             if size < 0:
-                raise _unreadable(-size, f"{self.path}/{folder}/{OUT}")
+                raise unreadable(-size, f"{self.path}/{folder}/{OUT}")
             if size != wanted:
                 raise CorruptError(
                     f"{self.path}/{folder}/{OUT}: meta wants {wanted} bytes, file has {size}; take another copy"
@@ -202,6 +228,7 @@ class Contents:
         inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
         if not inner and not is_tensor:
             self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
+        self._count(len(inner))
         return self._metas(inner, "none") if inner else {}
 
     def _pass_over(self, where: str, text: bytes | int, size: int) -> None:
@@ -214,18 +241,39 @@ class Contents:
                 f"wrote no {META}: read such a blob with numpy.fromfile)"
             )
         elif isinstance(text, int):
-            raise _unreadable(-text, f"{where}/{META}")
+            raise unreadable(-text, f"{where}/{META}")
         else:
-            raise _unreadable(-size, f"{where}/{OUT}")
+            raise unreadable(-size, f"{where}/{OUT}")
 
-    def select(self, keys: Iterable[str] | None) -> list[Entry]:
-        """Give the entries of some keys (of all for None), in saved order.
+    def _count(self, more: int) -> None:
+        """Refuse to look into more folders than are allowed."""
+        if self._allowed is None:
+            return
+        self._allowed -= more
+        if self._allowed < 0:
+            raise LimitError(f"{self.path}: more tensor folders than max_tensors allows; raise it if you trust them")
+
+    def select(self, keys: Iterable[str] | None, max_bytes: int | None = None) -> list[Entry]:
+        """Give the entries of some keys (of all for None), in saved order; the sizes of their blobs are checked.
 
         Raises
         ------
         KeyError
             A key is not in the snapshot.
+        LimitError
+            Their blobs have more than `max_bytes` in all.
+        CorruptError
+            A blob is missing, or has another size.
         """
+        entries = self._entries_of(keys)
+        total = sum({entry.blob: entry.meta.nbytes for entry in entries}.values()) if max_bytes is not None else 0
+        if max_bytes is not None and total > max_bytes:
+            raise LimitError(f"{self.path}: its tensors take {total} bytes, more than max_bytes={max_bytes}")
+        if self._unsized:
+            self.look_at({e.blob: e.meta.nbytes for e in entries if e.blob in self._unsized}, "none")
+        return entries
+
+    def _entries_of(self, keys: Iterable[str] | None) -> list[Entry]:
         if keys is None:
             return list(self.entries.values())
         wanted = {keys} if isinstance(keys, str) else set(keys)
@@ -236,20 +284,17 @@ class Contents:
         return [entry for key, entry in self.entries.items() if key in wanted]
 
 
-def _unreadable(code: int, where: str) -> Exception:
-    """What is missing or no plain file is damage; everything else is the system's refusal."""
-    if code in _DAMAGE:
-        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
-    return OSError(code, os.strerror(code), where)
-
-
 def _folders_in(folder: str, dir_fd: int) -> list[str]:
+    """Step by step, so that none of the folders on the way can be a link either."""
+    fd = os.dup(dir_fd)
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    except OSError:
-        return []
-    try:
+        for name in folder.split("/"):
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = inner
         with os.scandir(fd) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
     finally:
         os.close(fd)

@@ -9,7 +9,7 @@ from typing import Any
 from fastckpt import tree
 from fastckpt.choosing import MODES, Mode, look_for
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import Contents, Entry, reading
+from fastckpt.contents import TENSORS, Contents, Entry, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import Allocate, fetch
 from fastckpt.garbage import collector_at_rest
@@ -34,6 +34,8 @@ def load(
     prefetch: bool = False,
     pin: bool = False,
     threads: int | None = None,
+    max_bytes: int | None = None,
+    max_tensors: int = TENSORS,
     weights_only: bool = True,
     **foreign: Any,
 ) -> Any:
@@ -71,6 +73,11 @@ def load(
         mapped.
     threads : int, optional
         That read; by default as many as the device can serve.
+    max_bytes : int, optional
+        Refuse, before memory is taken for any, tensors of more bytes than this, ties counted once. No limit by default:
+        files cost nothing to map, and are read only where there is memory.
+    max_tensors : int
+        Refuse a snapshot of more tensors than this before looking into them.
     weights_only : bool
         torch's argument. Nothing in a snapshot is ever executed, so only True is allowed.
 
@@ -83,6 +90,8 @@ def load(
     ------
     NotCommittedError, CorruptError, FormatError
         The folder is no complete, sound snapshot; the message names the file.
+    LimitError
+        There is more than `max_bytes` or `max_tensors` allow.
     UnsupportedError
         A tensor cannot be given in the form asked for.
     KeyError
@@ -95,10 +104,11 @@ def load(
     way = _mode(mode, mmap)
     lane = None if way == "mmap" else make.lane()
     allocate = make.locked_memory(way) if pin else None
-    look = "none" if keys is not None or pin or lane is not None else look_for(way, path)
+    checked_first = keys is not None or pin or lane is not None or max_bytes is not None
+    look = "none" if checked_first else look_for(way, path)
 
     def act(contents: Contents) -> Any:
-        entries = contents.select(keys)
+        entries = contents.select(keys, max_bytes)
         if lane is not None:
             far = FarMaker(make, lambda entry: fetch(contents, [entry], way, threads=threads, verify=verify)[0])
             made = _assemble(contents, entries, [None] * len(entries), keys, far)
@@ -110,7 +120,7 @@ def load(
         return _assemble(contents, entries, buffers, keys, make)
 
     with collector_at_rest():
-        return reading(path, act, look=look)
+        return reading(path, act, look=look, mapped=way in ("auto", "mmap"), max_tensors=max_tensors)
 
 
 def _assemble(

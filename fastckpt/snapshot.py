@@ -9,7 +9,7 @@ from typing import Any
 
 from fastckpt import _core
 from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
+from fastckpt.contents import MAP_LIMIT, TENSORS, Contents, Entry, reading
 from fastckpt.fetching import fetch, map_files
 from fastckpt.loading import flat, nested
 from fastckpt.slicing import spell_out, touched
@@ -21,7 +21,9 @@ _HINT = 128 << 10  # bytes: of one hint the kernel takes no more than it reads a
 _LONG_RUN = 256 << 10  # bytes in one run among gaps that are worth the kernel's read-ahead
 
 
-def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
+def open(
+    path: str | os.PathLike[str], *, as_: str | None = None, max_bytes: int | None = None, max_tensors: int = TENSORS
+) -> Snapshot:
     """Open a snapshot without loading it.
 
     Parameters
@@ -30,6 +32,8 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
         Folder of the snapshot.
     as_ : {"torch", "numpy"}, optional
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
+    max_bytes, max_tensors : int
+        As in `load`: refuse what is larger.
 
     Returns
     -------
@@ -41,9 +45,18 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     ------
     NotCommittedError, CorruptError, FormatError
         The folder is no complete, sound snapshot; the message names the file.
+    LimitError
+        There is more than `max_bytes` or `max_tensors` allow.
     """
     framework = codec_for(as_ or default_framework()).name
-    return reading(path, lambda contents: Snapshot(contents, framework), look="all")
+
+    def act(contents: Contents) -> Snapshot:
+        entries = contents.select(None, max_bytes)
+        if not contents.looked:
+            contents.look_at({e.blob: e.meta.nbytes for e in entries if e.blob not in contents.blobs}, "all")
+        return Snapshot(contents, framework)
+
+    return reading(path, act, look="all" if max_bytes is None else "none", max_tensors=max_tensors)
 
 
 class _Blobs:
