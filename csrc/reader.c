@@ -201,7 +201,8 @@ static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *
     if (fd < 0)
         return -err.code;
     found = size;
-    if (size > FC_SMALL_BLOB && map_out(run, fd, size, folder, &err) < 0)
+    /* Without room for the map the blob keeps its size, which may be wrong; who knows how to get it otherwise, will. */
+    if (size > FC_SMALL_BLOB && map_out(run, fd, size, folder, &err) < 0 && err.code != ENOMEM)
         found = -err.code;
     if (0 < size && size <= FC_SMALL_BLOB)
         found = copy_out(run, fd, (size_t)size, folder);
@@ -233,7 +234,7 @@ static void scan_size(struct fc_run *run, struct fc_folder *folder)
     char path[PATH_MAX];
     folder->out_size = -ENAMETOOLONG;
     if (join_path(path, folder->name, "out"))
-        folder->out_size = get_out_size(run->dirfd, path, folder->meta_size >= 0);
+        folder->out_size = get_out_size(run->dirfd, path, run->what != FC_SIZES && folder->meta_size >= 0);
 }
 
 static void scan_run(struct fc_run *run)
@@ -245,8 +246,9 @@ static void scan_run(struct fc_run *run)
             scan_blob(run, folder);
             continue;
         }
-        scan_meta(run, folder);
-        if (run->what == FC_METAS_AND_SIZES)
+        if (run->what != FC_SIZES)
+            scan_meta(run, folder);
+        if (run->what != FC_METAS)
             scan_size(run, folder);
     }
     fc_release_block(run->block);

@@ -64,6 +64,7 @@ cdef extern from "reader.h" nogil:
     enum fc_what:
         FC_METAS_AND_SIZES
         FC_METAS
+        FC_SIZES
         FC_BLOBS
 
     enum fc_cold:

@@ -33,13 +33,14 @@ def parse_table(bytes table not None, type kind not None, dict types not None):
     list of tuple, or None
         ``(folder, meta, nbytes, copy_at)`` each. The meta is a `kind` if it is canonical and gives `nbytes`, and its
         text, as bytes, for the caller to judge, if not; `copy_at` may be None. None in all when the line is not exactly
-        what we write: that is for a parser of JSON.
+        what we write, or has copies that overlap or are not aligned: that is for a parser of JSON.
     """
     cdef fc_table at
     cdef fc_row row
     cdef Py_ssize_t length = PyBytes_GET_SIZE(table)
     cdef _Room room = _Room(<size_t>length + 1, 1)
     cdef list rows = []
+    cdef uint64_t free = 0
     cdef int more
     if not fc_open_table(&at, PyBytes_AS_STRING(table), <size_t>length, <char *>room.data):
         return None
@@ -48,5 +49,10 @@ def parse_table(bytes table not None, type kind not None, dict types not None):
         if more <= 0:
             return rows if more == 0 else None
         folder = PyUnicode_DecodeASCII(row.folder, <Py_ssize_t>row.folder_length, NULL)
-        copy_at = None if row.copy_at < 0 else row.copy_at
+        copy_at = None
+        if row.copy_at >= 0:
+            if <uint64_t>row.copy_at < free or row.copy_at % 64:
+                return None
+            free = <uint64_t>row.copy_at + <uint64_t>row.nbytes
+            copy_at = row.copy_at
         rows.append((folder, _make_plain(&row, kind, types), row.nbytes, copy_at))

@@ -17,6 +17,7 @@ from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.errors import CorruptError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
+from fastckpt.opening import unreadable
 
 __all__ = [
     "DEPTH",
@@ -124,11 +125,12 @@ def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
 
 
 def with_path(problem: _core.SizeChanged | OSError, path: str) -> Exception:
-    """Say it with the path that the user knows."""
+    """Say it with the path that the user knows; a file that is gone may have gone with a snapshot that was replaced."""
     if isinstance(problem, _core.SizeChanged):
         return CorruptError(f"{path}: {problem}; it was changed while being read, load it again")
-    problem.filename = os.path.join(path, os.fsdecode(problem.filename or ""))
-    return problem
+    problem.filename = os.path.join(path, os.fsdecode(problem.filename)) if problem.filename else path
+    damage = unreadable(problem.errno or errno.EIO, problem.filename)
+    return problem if isinstance(damage, OSError) or problem.errno == errno.ENOENT else damage
 
 
 def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
@@ -197,9 +199,12 @@ def _read(
     system = filesystem_of(contents.fd)
     direct = mode in ("auto", "direct") and not (system.remote or system.in_memory)
     threads = threads or (WAITERS if system.remote else DEPTH if direct else len(os.sched_getaffinity(0)))
-    for run in _runs(blobs):
-        contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
     warm = {b for b in blobs if allocate and mode == "auto" and _core.is_resident(contents.fd, f"{b}/{OUT}")}
+    try:
+        for run in _runs(blobs):
+            contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
+    except OSError as problem:
+        raise with_path(problem, contents.path) from None
     parts = [part for b in blobs for part in _parts(b, contents.blobs[b], direct and b not in warm)]
     if digests:
         _read_and_check(contents, parts, threads, digests)

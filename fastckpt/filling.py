@@ -65,6 +65,7 @@ def load_into(
     targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
 
     def act(contents: Contents) -> IncompatibleKeys:
+        contents.select(None)
         keys = _match(model_or_state, targets, contents, strict)
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
         for _, entry in pairs if verify else ():

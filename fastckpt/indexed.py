@@ -11,7 +11,7 @@ from fastckpt.dtypes import BY_NUMBER
 from fastckpt.errors import FormatError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import DONE
-from fastckpt.marker import LINE_LIMIT, Marker, parse_index
+from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, Marker, parse_index
 from fastckpt.meta import Meta
 
 __all__ = ["How", "read_index", "read_table"]
@@ -49,15 +49,24 @@ def read_index(fd: int, path: str, marker: Marker, how: How) -> tuple[dict[str, 
     assert marker.index is not None, "the caller has seen it"
     _, copies_at, size = marker.index
     where = f"{path}/{DONE}"
-    table, memory = _taken(fd, where, marker, how)
+    try:
+        whole = _core.share_file(fd, DONE, size) if how == "map" and not filesystem_of(fd).remote else None
+        table = read_table(fd, where, marker)
+        rows = [*_rows(table, where)]
+        copied = None if how == "table" else _copied(fd, marker, whole, len(rows))
+    except _core.SizeChanged as change:
+        raise FormatError(f"{where}: {change}") from None
     metas: dict[str, Meta] = {}
     copies: dict[str, _core.Mapping] = {}
-    for folder, meta, nbytes, copy_at in _rows(table, where):
+    for folder, meta, nbytes, copy_at in rows:
         metas[folder] = meta
-        if copy_at is not None and memory is not None:
-            if copies_at + copy_at + nbytes > size:
-                raise FormatError(f"{where}: the copy of {folder!r} lies behind the end of the file")
-            copies[folder] = memory.part(copies_at + copy_at, nbytes)
+        if copy_at is not None:
+            if copies_at % ALIGN or copies_at + copy_at + nbytes > size:
+                raise FormatError(f"{where}: the copy of {folder!r} lies where none can be")
+            if copied is not None:
+                copies[folder] = copied.part(copy_at, nbytes)
+    if len(metas) < len(rows):
+        raise FormatError(f"{where}: the index names a folder twice")
     return metas, copies
 
 
@@ -70,21 +79,19 @@ def _rows(table: bytes, where: str) -> Iterator[tuple[str, Meta, int, int | None
         yield folder, meta, nbytes, copy_at
 
 
-def _taken(fd: int, where: str, marker: Marker, how: How) -> tuple[bytes, _core.Mapping | None]:
-    """Give the table, and the memory that has the whole file, if any shall."""
+def _copied(fd: int, marker: Marker, whole: _core.Mapping | None, rows: int) -> _core.Mapping | None:
+    """Give memory that has the copies: part of the map of the whole file, or read; None where there are none."""
     assert marker.index is not None, "the caller has seen it"
-    table_length, _, size = marker.index
-    if how == "table":
-        return read_table(fd, where, marker), None
-    try:
-        if how == "map" and not filesystem_of(fd).remote:
-            memory = _core.share_file(fd, DONE, size)
-        else:
-            (memory,) = _core.allocate([size])
-            _core.read_into(fd, DONE, 0, memory, size=size)
-    except _core.SizeChanged as change:
-        raise FormatError(f"{where}: {change}") from None
-    return bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)]), memory
+    _, at, size = marker.index
+    if size <= at:
+        return None
+    if whole is not None:
+        return whole.part(at, size - at)
+    if size - at > rows * (SMALL + ALIGN):  # a hole, perhaps: memory is not taken for more than copies can be
+        return None
+    (memory,) = _core.allocate([size - at])
+    _core.read_into(fd, DONE, at, memory, size=size)
+    return memory
 
 
 def read_table(fd: int, where: str, marker: Marker) -> bytes:

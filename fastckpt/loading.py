@@ -9,7 +9,7 @@ from typing import Any
 from fastckpt import tree
 from fastckpt.choosing import MODES, Mode, look_for
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import Contents, Entry, reading
+from fastckpt.contents import TENSORS, Contents, Entry, Index, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import Allocate, fetch
 from fastckpt.garbage import collector_at_rest
@@ -34,6 +34,8 @@ def load(
     prefetch: bool = False,
     pin: bool = False,
     threads: int | None = None,
+    max_bytes: int | None = None,
+    max_tensors: int = TENSORS,
     weights_only: bool = True,
     **foreign: Any,
 ) -> Any:
@@ -74,6 +76,11 @@ def load(
         mapped.
     threads : int, optional
         That read; by default as many as the device can serve.
+    max_bytes : int, optional
+        Refuse, before memory is taken for any, tensors of more bytes than this, ties counted once. No limit by default:
+        files cost nothing to map, and are read only where there is memory.
+    max_tensors : int
+        Refuse a snapshot of more tensors than this before looking into them.
     weights_only : bool
         torch's argument. Nothing in a snapshot is ever executed, so only True is allowed.
 
@@ -86,6 +93,8 @@ def load(
     ------
     NotCommittedError, CorruptError, FormatError
         The folder is no complete, sound snapshot; the message names the file.
+    LimitError
+        There is more than `max_bytes` or `max_tensors` allow.
     UnsupportedError
         A tensor cannot be given in the form asked for.
     KeyError
@@ -99,10 +108,11 @@ def load(
     lane = None if way == "mmap" else make.lane()
     allocate = make.locked_memory(way) if pin else None
     wanted = keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
-    look = "none" if keys is not None or pin or lane is not None else look_for(way, path)
+    all_at_once = not pin and all(limit is None for limit in (keys, max_bytes, lane))
+    look = look_for(way, path) if all_at_once else "none"
 
     def act(contents: Contents) -> Any:
-        entries = contents.select(wanted)
+        entries = contents.select(wanted, max_bytes)
         if lane is not None:
             far = FarMaker(make, lambda entry: fetch(contents, [entry], way, threads=threads, verify=verify)[0])
             made = _assemble(contents, entries, [None] * len(entries), wanted, far)
@@ -114,7 +124,7 @@ def load(
         return _assemble(contents, entries, buffers, wanted, make)
 
     with collector_at_rest():
-        return reading(path, act, look=look, keys=wanted, index="read" if way in ("read", "direct") else "map")
+        return reading(path, act, look=look, index=_index(way), keys=wanted, max_tensors=max_tensors)
 
 
 def _assemble(
@@ -242,6 +252,10 @@ def _mode(mode: Mode, mmap: bool | None) -> Mode:
     if mode != "auto":
         raise TypeError("mmap and mode mean the same; give one of them")
     return "mmap" if mmap else "read"
+
+
+def _index(mode: Mode) -> Index:
+    return "read" if mode in ("read", "direct") else "map"
 
 
 def _device(map_location: Any, device: Any) -> Any:

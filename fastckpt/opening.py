@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -11,10 +12,15 @@ from fastckpt.errors import CorruptError, FormatError, NotCommittedError
 from fastckpt.layout import DONE, PICKLE
 from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
 
-__all__ = ["GRAPH", "check_still_there", "open_folder", "read_marker", "was_replaced"]
+__all__ = ["GRAPH", "check_still_there", "open_folder", "read_marker", "unreadable", "was_replaced"]
 
 _PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
+_FIRST, _MORE = 64 << 10, 1 << 20  # bytes of the marker read at a time
+_DAMAGE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV),
+    *(errno.ENXIO, errno.ENODEV),  # a socket, or a device that is not there
+}
 _RENAMES = 3  # how often a reader may see neither name of a snapshot that is being replaced
 
 
@@ -60,18 +66,35 @@ def read_marker(path: str, fd: int) -> Marker:
     except FileNotFoundError:
         return _unmarked(path, fd)
     except OSError as problem:
-        raise CorruptError(f"{where}: {problem.strerror}; a plain file was wanted") from None
+        raise unreadable(problem.errno or errno.EIO, where) from None
     try:
         status = os.fstat(marker)
         if not stat.S_ISREG(status.st_mode):
             raise CorruptError(f"{where}: no plain file, so nothing says that this snapshot is complete")
         if not status.st_size:
             return Marker()
-        with open(marker, "rb", closefd=False) as file:
-            ours = file.peek(len(PREFIX)).startswith(PREFIX)
-            return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker()
+        return parse_marker(_first_line(marker), status.st_size, where)
     finally:
         os.close(marker)
+
+
+def _first_line(fd: int) -> bytes:
+    """Read no more than a line can be: none of ours is without our prefix, or has a NUL."""
+    piece = os.pread(fd, _FIRST, 0)
+    ours, line = piece.startswith(PREFIX), bytearray()
+    while piece:
+        line += piece[: piece.find(b"\n") + 1] or piece
+        if not ours or b"\n" in piece or b"\0" in piece or len(line) > LINE_LIMIT:
+            break
+        piece = os.pread(fd, _MORE, len(line))
+    return bytes(line)
+
+
+def unreadable(code: int, where: str) -> Exception:
+    """What is missing or no plain file is damage; everything else is the system's refusal."""
+    if code in _DAMAGE:
+        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
+    return OSError(code, os.strerror(code), where)
 
 
 def _unmarked(path: str, fd: int) -> Marker:

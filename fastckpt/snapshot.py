@@ -6,13 +6,13 @@ import errno
 import os
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastckpt import _core
 from fastckpt.choosing import look_for_open
 from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
+from fastckpt.contents import MAP_LIMIT, TENSORS, Contents, Entry, reading
 from fastckpt.fetching import fetch, map_files, read_runs
 from fastckpt.loading import flat, nested
 from fastckpt.slicing import Parts, boxed, spell_out, touched
@@ -26,7 +26,9 @@ _GAP = 16 << 10  # bytes that are read along over a network, instead of asking t
 _GONE = "the snapshot was replaced or deleted after it was opened; open it again"
 
 
-def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
+def open(
+    path: str | os.PathLike[str], *, as_: str | None = None, max_bytes: int | None = None, max_tensors: int = TENSORS
+) -> Snapshot:
     """Open a snapshot without loading it.
 
     Parameters
@@ -35,6 +37,8 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
         Folder of the snapshot.
     as_ : {"torch", "numpy"}, optional
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
+    max_bytes, max_tensors : int
+        As in `load`: refuse what is larger.
 
     Returns
     -------
@@ -48,6 +52,8 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     ------
     NotCommittedError, CorruptError, FormatError
         The folder is no complete, sound snapshot; the message names the file.
+    LimitError
+        There is more than `max_bytes` or `max_tensors` allow.
 
     Notes
     -----
@@ -55,7 +61,15 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     in place, whoever touches the lost pages is killed by the system. ``load(mode="read")`` maps nothing.
     """
     framework = codec_for(as_ or default_framework()).name
-    return reading(path, lambda contents: Snapshot(contents, framework), look=look_for_open(path))
+    look = look_for_open(path)
+
+    def act(contents: Contents) -> Snapshot:
+        entries = contents.select(None, max_bytes)
+        if contents.looked != (look != "none"):
+            contents.look_at({e.blob: e.meta.nbytes for e in entries if e.blob not in contents.blobs}, look)
+        return Snapshot(contents, framework)
+
+    return reading(path, act, look=look if max_bytes is None else "none", max_tensors=max_tensors)
 
 
 class _Maps:
@@ -111,6 +125,11 @@ def _gone_is_said() -> Iterator[None]:
 
 def _announce(blob: _core.Mapping, first: int, run: int, count: int) -> None:
     """Tell the kernel which bytes will be touched: its own guess is to read what lies around each of them."""
+    with suppress(OSError):  # a hint
+        _advise(blob, first, run, count)
+
+
+def _advise(blob: _core.Mapping, first: int, run: int, count: int) -> None:
     if run == count < min(len(blob), _EXACT):
         blob.advise(_core.MADV_RANDOM)
         for at in range(first, first + run, _HINT):

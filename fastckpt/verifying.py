@@ -13,7 +13,7 @@ from fastckpt import _core, digests, tree
 from fastckpt import meta as meta_file
 from fastckpt.contents import Contents, reading
 from fastckpt.entries import Entry
-from fastckpt.errors import CheckpointError, CorruptError, FormatError
+from fastckpt.errors import CheckpointError, CorruptError, FormatError, printable
 from fastckpt.indexed import read_table
 from fastckpt.layout import DONE, META, OUT
 from fastckpt.marker import IndexEntry, parse_index
@@ -118,7 +118,7 @@ def _report(contents: Contents, progress: Progress) -> Report:
             problems.append(str(problem))
         done += meta.nbytes
         progress(done, total)
-    report = Report(contents.path, len(contents.entries), total, checked, tuple(problems))
+    report = Report(contents.path, len(contents.entries), total, checked, tuple(map(printable, problems)))
     if problems:
         raise _Unsound(report)
     return report

@@ -32,7 +32,7 @@ LAYERS = (
         *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
         *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
-    ("arena", "writing", "ways", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
+    ("arena", "writing", "ways", "folders", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
     ("ring", "parallel", "rooms", "garbage"),
     ("comparing", "digests", "codec", "arrays", "blobs", "lanes", "slicing", "marker", "entries"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),

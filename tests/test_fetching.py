@@ -173,7 +173,7 @@ def test_a_byte_that_flipped_is_noticed(length: int, mode: Any, path: Path) -> N
     data[length // 2] ^= 4
     out.write_bytes(data)
     marker = (path / "snapshot_done").read_bytes()
-    if marker and length <= 16_384:  # its copy is what a load looks at
+    if marker and length <= 16_384 and mode in ("auto", "mmap"):  # its copy is what a load looks at
         assert fastckpt.load(path, mode=mode, verify=True)
         assert any("differs from it" in problem for problem in fastckpt.verify(path).problems)
         at = marker.index(bytes(state()[f"of {length}"].tolist())) + length // 2

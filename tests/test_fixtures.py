@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -282,6 +283,28 @@ def test_a_marker_that_is_a_link_or_a_pipe(sound: Path) -> None:
     (sound / "snapshot_done").unlink()
     os.mkfifo(sound / "snapshot_done")
     assert "snapshot_done: no plain file" in refuse(sound)
+
+
+LOADED_LINKS = {"special_out_hardlink"}  # which nobody can tell from a file
+
+
+def test_what_the_maker_of_the_archive_adds_where_it_is_run(tmp_path: Path) -> None:
+    maker = ONEFLOW / "make_special.py"
+    if not maker.is_file():
+        pytest.skip("OneFlow's own snapshots are not beside this checkout (../shared/oneflow)")
+    subprocess.run([sys.executable, maker, "--special", tmp_path], check=True)
+    names = sorted(os.listdir(tmp_path))
+    assert len(names) >= 15
+    for name in names:
+        if name == "special_sparse_out_1tb":
+            assert fastckpt.load(tmp_path / name, as_="numpy")["bad"].nbytes == 2**40
+            with pytest.raises(fastckpt.LimitError):
+                fastckpt.load(tmp_path / name, max_bytes=1 << 30)
+        elif name in LOADED_LINKS:
+            assert {*load(tmp_path / name)[0]} == {"bad", "good"}
+        else:
+            where = "pickled_data" if "pickled" in name else "snapshot_done" if "snapshot_done" in name else "/bad/"
+            assert where in refuse(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["out", "meta"])

@@ -547,7 +547,7 @@ def replace_once(monkeypatch: pytest.MonkeyPatch, where: str, path: Path, new: A
     monkeypatch.setattr(where, first)
 
 
-STEPS = ("read_marker", "Contents._scan", "entries_of", "check_count")
+STEPS = ("read_marker", "Folders._scan", "entries_of", "check_count")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -590,14 +590,14 @@ def test_verify_and_load_into_begin_again(path: Path, monkeypatch: pytest.Monkey
 def test_a_snapshot_that_is_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s"
     write_as_oneflow(path)
-    scan = fastckpt.contents.Contents._scan
+    scan = fastckpt.folders.Folders._scan
 
     def deleting(*args: Any) -> Any:
         for name in ("snapshot_done", "a", "b"):
             (shutil.rmtree if (path / name).is_dir() else os.unlink)(path / name)
         return scan(*args)
 
-    monkeypatch.setattr("fastckpt.contents.Contents._scan", deleting)
+    monkeypatch.setattr("fastckpt.folders.Folders._scan", deleting)
     with pytest.raises(fastckpt.NotCommittedError, match="snapshot_done vanished during the look at it"):
         fastckpt.load(path)
 

@@ -16,7 +16,7 @@ import commit_rig as rig
 import pytest
 
 import fastckpt
-from fastckpt import contents, filling, loading, verifying
+from fastckpt import contents, filling, folders, loading, verifying
 
 COPIED = ("read", "direct", "into", "verify")
 #: Behind which every size has been checked.
@@ -83,7 +83,7 @@ def main(folder: Path, case: str, how: str, when: str) -> str:
     fastckpt.save(obj, path)
     if when == "before the index":
         before(contents, "read_index", lambda: cut(path, 0.5))
-        before(contents.Contents, "_metas", lambda: cut(path, 0.5))
+        before(folders.Folders, "metas", lambda: cut(path, 0.5))
         before(verifying, "read_table", lambda: cut(path, 0.5))
     elif when == "after the checks":
         before(*CHECKED[how], lambda: cut(path, 0.5))
