@@ -120,12 +120,14 @@ def calls_in(log: Path) -> Iterator[tuple[str, Call]]:
             call = _call(head + text[resumed.end() :], entered.began)
             entered.arguments, entered.texts, entered.result = call.arguments, call.texts, call.result
             entered.ended = at + 0.5
+            if entered.mark == (END, ""):
+                return
             yield "leave", entered
             continue
         unfinished = text.endswith(_UNFINISHED)
         text = text.removesuffix(_UNFINISHED)
         if not within:
-            within = "access" in text and _call(text, at).mark == (BEGIN, "")
+            within = "access" in text and _call(text, at, partial=unfinished).mark == (BEGIN, "")
             continue
         call = _call(text, at, partial=unfinished)
         call.ended = at + 0.5
