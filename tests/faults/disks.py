@@ -120,18 +120,17 @@ def recorded(kind: Kind, folder: Path, mutant: str = "") -> tuple[Path, list[Rec
     """Save twice over a snapshot; the disk before the first of these saves, and what was written since."""
     image = made(kind.system, folder / "image")
     base = copied(image, folder / "base")
-    with FuseDisk(folder, image) as disk:
-        with mounted(kind.system, disk.device, folder / "there", kind.options) as there:
-            fastckpt.save(_VERSIONS[0], there / "s")
-            call("sync", "--file-system", str(there))
-            disk.mark("base 0")
-            for version in (1, 2):
-                disk.mark(f"began {version}")
-                status = forked(lambda version=version: _save(there / "s", version, mutant))
-                disk.mark(f"{'refused' if status else 'acked'} {version}")
-                assert status == 0 or mutant, "a save failed"
-            call("sync", "--file-system", str(there))
-            disk.mark("end 2")
+    with FuseDisk(folder, image) as disk, mounted(kind.system, disk.device, folder / "there", kind.options) as there:
+        fastckpt.save(_VERSIONS[0], there / "s")
+        call("sync", "--file-system", str(there))
+        disk.mark("base 0")
+        for version in (1, 2):
+            disk.mark(f"began {version}")
+            status = forked(lambda version=version: _save(there / "s", version, mutant))
+            disk.mark(f"{'refused' if status else 'acked'} {version}")
+            assert status == 0 or mutant, "a save failed"
+        call("sync", "--file-system", str(there))
+        disk.mark("end 2")
     log = list(records(disk.log))
     begin, end = (next(at for at, entry in enumerate(log) if entry.data == text) for text in (b"base 0", b"end 2"))
     with open(base, "r+b") as file:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -147,7 +148,7 @@ class _Server:
     def answer(self, what: int, node: int, body: memoryview) -> bytes | int | None:
         """Give the answer to a request, an errno, or None where none is wanted."""
         if what == _INIT:
-            major, minor, ahead, _ = struct.unpack_from("<4I", body)
+            _, minor, ahead, _ = struct.unpack_from("<4I", body)
             flags = _ASYNC_READ | _BIG_WRITES | _MAX_PAGES
             limits = (64, 48, _LONGEST, 1, _LONGEST // mmap.PAGESIZE, 0)
             return struct.pack("<4I2H2I2H8I", 7, min(minor, 31), ahead, flags, *limits, *[0] * 8)
@@ -196,7 +197,8 @@ class _Server:
                 answer = self.answer(what, node, memoryview(room)[_HEAD.size : length])
             if answer is not None:
                 code, data = (answer, b"") if isinstance(answer, int) else (0, answer)
-                os.writev(fuse, [_ANSWER.pack(_ANSWER.size + len(data), -code, request), data])
+                with suppress(FileNotFoundError):  # who asked is gone
+                    os.writev(fuse, [_ANSWER.pack(_ANSWER.size + len(data), -code, request), data])
 
 
 def main(mountpoint: str, image: str, log: str) -> None:

@@ -1,4 +1,4 @@
-"""Real file systems on images in memory: made, mounted, copied without their holes; and saves in processes of their own."""
+"""Real file systems on images in memory: made, mounted, copied; and work in processes of its own."""
 
 from __future__ import annotations
 

@@ -88,13 +88,14 @@ def _nothing(*_: Any, **__: Any) -> None: ...
 
 
 def _not_synced(*ends: str) -> Callable[[], None]:
-    """Files whose names end so are written without a sync."""
+    """Files whose names end so are written without a sync, nor any hint to begin with it."""
 
     def apply() -> None:
         write = _core.write
 
-        def unsynced(fd: int, name: str, pieces: Any, sync: bool, *rest: Any) -> int:
-            return write(fd, name, pieces, sync and not name.endswith(ends), *rest)
+        def unsynced(fd: int, name: str, pieces: Any, sync: bool, nbytes: int, writeback: bool) -> int:
+            other = not name.endswith(ends)
+            return write(fd, name, pieces, sync and other, nbytes, writeback and other)
 
         _core.write = unsynced
 
