@@ -1,7 +1,8 @@
 """Real file systems on a disk that notes every write: rebuilt as a power cut may leave it, mounted, and loaded from.
 
 The disk keeps what it was told to flush. Of what came after the last flush it keeps any part, in any order, also half
-a write: blocks of 4096 bytes, and sometimes sectors of 512, come or do not come one by one.
+a write: blocks of 4096 bytes, and sometimes sectors of 512, come or do not come one by one. On btrfs only
+blocks: half of its superblock is one with a wrong checksum, which it does not mount.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ _VERSIONS = (many(1), {**many(2), **parts(2)}, {**parts(3), "one": np.array([3])
 
 @dataclass(frozen=True)
 class Kind:
-    """A file system, how it is mounted, and how many times as many disks of it are looked at."""
+    """A file system, how it is mounted, how many times as many disks of it are looked at, and what a disk tears."""
 
     system: str
     options: str = ""
     share: float = 1
+    sector: int = 512
 
     def __str__(self) -> str:
         return f"{self.system} {self.options}".strip()
@@ -55,7 +57,7 @@ KINDS = (
     Kind("ext4", "noauto_da_alloc"),
     Kind("ext4", "commit=1"),
     Kind("xfs", share=3),
-    Kind("btrfs", share=3),
+    Kind("btrfs", share=3, sector=4096),
 )
 
 
@@ -96,7 +98,7 @@ def look(kind: Kind, count: int, *, mutant: str = "", enough: int = 20) -> Found
         base, log = recorded(kind, folder, mutant)
         found = Found()
         say = Labels(_VERSIONS)
-        for cut, kept in _cuts(log, count):
+        for cut, kept in _cuts(log, count, kind.sector):
             _rebuilt(base, log, cut, kept, folder / "disk")
             found.disks += 1
             wanted = allowed([(0.0, *_mark(entry)) for entry in log[:cut] if entry.kind == "M"])
@@ -152,7 +154,7 @@ def _save(path: Path, version: int, mutant: str) -> None:
 Piece = tuple[int, int, int]  # a record's number, and from where to where in it
 
 
-def _cuts(log: list[Record], count: int) -> Iterator[tuple[int, frozenset[Piece] | None]]:
+def _cuts(log: list[Record], count: int, sector: int) -> Iterator[tuple[int, frozenset[Piece] | None]]:
     """Give moments, as numbers of records that were begun, and which pieces of those behind the last flush got there
     (None: all)."""
     chance = random.Random(7)
@@ -170,7 +172,7 @@ def _cuts(log: list[Record], count: int) -> Iterator[tuple[int, frozenset[Piece]
         whole = chosen.pop() if chosen else None
         cut = chance.randrange(len(log)) + 1 if whole is None else whole
         flushed = max((at for at in range(cut) if log[at].kind == "F"), default=-1) + 1
-        size = 512 if chance.random() < 0.2 else 4096
+        size = sector if chance.random() < 0.2 else 4096
         pieces = list(_pieces(log, flushed, cut, size))
         share = 1.0 if whole is not None else chance.choice((0.1, 0.3, 0.5, 0.7, 0.9))
         kept = frozenset(piece for piece in pieces if chance.random() < share)
