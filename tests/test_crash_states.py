@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults import crash_states, mutants
+from faults.crash_model import Trees, moments, states
 from faults.disk_model import Model
 from faults.shapes import SHAPES
 from faults.tracing import Unmodelled
@@ -61,15 +62,56 @@ def test_a_commit_that_leaves_out_a_step_is_noticed(mutant: str) -> None:
     ],
 )
 def test_a_call_that_is_not_known_is_refused(call: str, tmp_path: Path) -> None:
-    (tmp_path / "watched").mkdir()
-    path = str(tmp_path / "watched" / "file").encode().hex("x").replace("x", "\\x")
-    (tmp_path / "log").write_text(
-        '7 access("\\x2f\\x6d\\x61\\x72\\x6b\\x2f\\x62\\x65\\x67\\x69\\x6e\\x2f", F_OK) = -1 ENOENT\n'
-        f'7 openat(AT_FDCWD, "\\x{path}", O_WRONLY|O_CREAT, 0666) = 3\n'
-        f"7 {call}\n"
-    )
     with pytest.raises(Unmodelled, match=call.partition("(")[0]):
-        Model(tmp_path / "watched").replay(tmp_path / "log")
+        modelled(
+            tmp_path, f"openat(AT_FDCWD, {quoted(tmp_path / 'watched' / 'file')}, O_WRONLY|O_CREAT, 0666) = 3", call
+        )
+
+
+def quoted(text: object) -> str:
+    return '"' + "".join(f"\\x{byte:02x}" for byte in str(text).encode()) + '"'
+
+
+def modelled(folder: Path, *calls: str) -> Model:
+    (folder / "watched").mkdir()
+    begin, end = (f"access({quoted(f'/mark/{mark}/')}, F_OK) = -1 ENOENT" for mark in ("begin", "end"))
+    (folder / "log").write_text("".join(f"7 {call}\n" for call in (begin, *calls, end)))
+    return Model(folder / "watched").replay(folder / "log")
+
+
+def trees_at_the_end(model: Model) -> list[dict[str, bytes | None]]:
+    trees, durable = Trees(model), moments(model)[-1].durable
+    found: list[dict[str, bytes | None]] = []
+    for state in states(model, samples=1):
+        harm = 0 if state.harmed is None else 1 << state.harmed[0]
+        if state.ops & durable == durable and not harm & durable and trees.of(state) not in found:
+            found.append(trees.of(state))
+    return found
+
+
+CREATED = "openat(3, {name}, O_WRONLY|O_CREAT, 0666) = 4"
+PENDING = [{"f": content} for content in (b"", b"ab", b"\0\0", b"\xa5\xa5", b"a", b"\0b", b"a\0")]
+
+
+@pytest.mark.parametrize(
+    ("calls", "wanted"),
+    [
+        ((), [{}, *PENDING]),
+        (("fsync(4) = 0",), [{}, {"f": b"ab"}]),
+        (("fsync(3) = 0",), PENDING),
+        (("fsync(3) = 0", "fsync(4) = 0"), [{"f": b"ab"}]),
+        (("syncfs(3) = 0",), [{"f": b"ab"}]),
+        (("fsync(3) = 0", "fsync(4) = -1 EIO", "fsync(4) = 0"), PENDING),
+        (("fsync(4) = 0", "fallocate(4, 0, 0, 3) = 0", "fsync(3) = 0"), [{"f": b"ab"}, {"f": b"ab\0"}]),
+        (("fsync(4) = 0", "fsync(3) = 0", "renameat(3, {name}, 3, {other}) = 0"), [{"f": b"ab"}, {"g": b"ab"}]),
+    ],
+)
+def test_only_a_sync_makes_durable(calls: tuple[str, ...], wanted: list[dict[str, bytes]], tmp_path: Path) -> None:
+    opened = f"openat(AT_FDCWD, {quoted(tmp_path / 'watched')}, O_RDONLY|O_DIRECTORY) = 3"
+    wrote = f"pwrite64(4, {quoted('ab')}, 2, 0) = 2"
+    steps = [call.format(name=quoted("f"), other=quoted("g")) for call in (opened, CREATED, wrote, *calls)]
+    found = trees_at_the_end(modelled(tmp_path, *steps))
+    assert sorted(map(repr, found)) == sorted(map(repr, wanted))
 
 
 def test_what_may_be_found_after_which_marks() -> None:

@@ -1,4 +1,4 @@
-"""Power cuts on real file systems, a few of each kind; at length by ``make faults``. They need root and loop devices."""
+"""Power cuts on a real file system, a few of each kind; at length by ``make faults``. They need root."""
 
 from __future__ import annotations
 

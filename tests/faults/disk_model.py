@@ -318,10 +318,13 @@ class Model:
         self.syncs.append(call.ended)
 
     def _lose(self, call: Call, files: list[_Open | None]) -> None:
-        """A sync that failed has thrown away what it could not write: no later one brings it to the disk."""
+        """A sync that failed has thrown away the bytes it could not write: no later one brings them to the disk.
+
+        Names are otherwise: a journal that cannot be written makes the file system read-only.
+        """
         inode = self._file(files)
         for op in self.ops:
-            if op.durable > call.ended and (call.name == "syncfs" or inode in op.touches()):
+            if op.durable > call.ended and op.inode is not None and (call.name == "syncfs" or op.inode is inode):
                 op.lost = True
 
     def _do_fsync(self, call: Call, files: list[_Open | None]) -> None:

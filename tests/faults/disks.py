@@ -22,7 +22,7 @@ from faults.crash_states import Labels, allowed
 from faults.fuse_disk import FuseDisk, Record, records
 from faults.mounts import copied, forked, made, mounted, work_folder
 from faults.mounts import run as call
-from faults.mutants import MUTANTS
+from faults.mutations import MUTANTS
 from faults.shapes import many, parts
 from faults.verdict import Skip, Verdict, need_programs, need_root
 
@@ -32,7 +32,7 @@ ABOUT = (
 
 __all__ = ["KINDS", "Kind", "look", "recorded", "run"]
 
-_DISKS = 110  # of each kind, at scale 1
+_DISKS = 250  # of each kind, at scale 1
 _CONTROL = 40  # disks on which a commit without its syncs must be noticed
 _NEXT_SAVE = 20  # on one of so many disks, the next save is made
 _VERSIONS = (many(1), {**many(2), **parts(2)}, {**parts(3), "one": np.array([3])})
@@ -56,8 +56,8 @@ KINDS = (
     Kind("ext4", "data=writeback"),
     Kind("ext4", "noauto_da_alloc"),
     Kind("ext4", "commit=1"),
-    Kind("xfs", share=3),
-    Kind("btrfs", share=3, sector=4096),
+    Kind("xfs", share=2),
+    Kind("btrfs", share=2, sector=4096),
 )
 
 

@@ -25,6 +25,7 @@ import fastckpt
 from fastckpt import writing
 from faults.crash_states import allowed
 from faults.mounts import made, mounted, work_folder
+from faults.mutations import MUTANTS
 from faults.shapes import many
 from faults.verdict import Skip, Verdict, need_programs, need_root
 
@@ -140,8 +141,6 @@ def _save_for_ever(there: Path, standing: int, say: int, mutant: str) -> None:
     try:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
         if mutant:
-            from faults.mutants import MUTANTS
-
             MUTANTS[mutant].apply()
         writing.PART = writing._LARGE = 8192
         for number in range(standing + 1, standing + 1000):

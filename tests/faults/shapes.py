@@ -20,6 +20,7 @@ import numpy as np
 
 import fastckpt
 from fastckpt import _core, commit, writing
+from faults.mutations import MUTANTS
 from faults.tracing import BEGIN, END, mark
 
 __all__ = ["SHAPES", "Shape"]
@@ -76,7 +77,7 @@ class Shape:
     act : callable
         Saves at a path, leaving marks.
     ends : tuple of str
-        How each save ends: ``acked``, ``refused``, ``uncertain`` (that covers ``died``, too).
+        How each save ends: ``acked``, ``refused``, or ``uncertain``: it may be found or not.
     before : callable, optional
         Changes the disk before the trace begins.
     inject : str, optional
@@ -147,7 +148,14 @@ def one_in_the_other(path: str, versions: tuple[Any, ...]) -> None:
 
 def dies_behind_the_exchange(path: str, versions: tuple[Any, ...]) -> None:
     """Killed before the new name is durable; the next save, without a reboot, finds what it left."""
-    _die_at("_confirm")
+    confirm = commit._confirm
+
+    def dying(*_: Any) -> None:
+        commit._confirm = confirm
+        raise _Died
+
+    commit._confirm = dying
+    _leave_what_the_dead_left()
     twice(path, versions)
 
 
@@ -162,32 +170,18 @@ def dies_between_two_renames(path: str, versions: tuple[Any, ...]) -> None:
         rename(*arguments)
 
     commit._rename = counted
-    _die_at("_discard", harmless=True)
+    _leave_what_the_dead_left()
     twice(path, versions)
 
 
-def dies_behind_two_renames(path: str, versions: tuple[Any, ...]) -> None:
-    dies_behind_the_exchange(path, versions)
+def _leave_what_the_dead_left() -> None:
+    discard = commit._discard
 
-
-def _die_at(step: str, *, harmless: bool = False) -> None:
-    """Let a step of the first save be where it dies, and nothing happen after that."""
-    real, real_discard, count = getattr(commit, step), commit._discard, 0
-
-    def dying(*arguments: Any) -> None:
-        nonlocal count
-        count += 1
-        if count > 1:
-            real(*arguments)
-        elif not harmless:
-            raise _Died
-
-    def not_discarding(target: Any, stage: Any, problem: BaseException) -> None:
+    def discarding(target: Any, stage: Any, problem: BaseException) -> None:
         if not isinstance(problem, _Died):
-            real_discard(target, stage, problem)
+            discard(target, stage, problem)
 
-    setattr(commit, step, dying)
-    commit._discard = not_discarding
+    commit._discard = discarding
 
 
 def interrupted_behind_the_exchange(path: str, versions: tuple[Any, ...]) -> None:
@@ -247,6 +241,7 @@ SHAPES: dict[str, Shape] = {
     "syncfs": Shape("syncfs", (many(1, 4), many(2, 5, 5000)), once),
     "threads, syncfs": Shape("threads-syncfs", PAIR, once),
     "two renames": Shape("renames", PAIR, once),
+    "first, two renames": Shape("renames", (None, many(2)), once),
     "lock file": Shape("lockfile", PAIR, once),
     "first, lock file": Shape("lockfile", (None, many(2)), once),
     "stale stage": Shape("each", PAIR, once, before=stale_stage),
@@ -262,6 +257,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "last sync refused": Shape("each", (many(1, 4), many(2, 4), many(3, 4)), parent_not_synced, ("uncertain", "acked")),
     "large, past the cache": Shape("direct", (parts(1), parts(2)), once),
+    "large, threads": Shape("threads-direct", (parts(1), parts(2)), once),
     "large, one sync": Shape("threads-direct-syncfs", (parts(1), parts(2)), once),
     "save_async": Shape("threads-syncfs", PAIR, in_background),
     "one in the other": Shape("each", (many(1, 4), many(2, 4), many(3, 4)), one_in_the_other, ("acked", "acked")),
@@ -272,7 +268,7 @@ SHAPES: dict[str, Shape] = {
         "renames", (many(1, 4), many(2, 4), many(3, 4)), dies_between_two_renames, ("uncertain", "acked")
     ),
     "dies behind two renames": Shape(
-        "renames", (many(1, 4), many(2, 4), many(3, 4)), dies_behind_two_renames, ("uncertain", "acked")
+        "renames", (many(1, 4), many(2, 4), many(3, 4)), dies_behind_the_exchange, ("uncertain", "acked")
     ),
     "interrupted": Shape("each", PAIR, interrupted_behind_the_exchange, ("uncertain",)),
 }
@@ -284,8 +280,6 @@ def main(name: str, path: str, mutant: str = "") -> None:
     if "direct" in shape.way:
         writing.PART = writing._LARGE = _PART
     if mutant:
-        from faults.mutants import MUTANTS  # which imports the enumerator: not needed for a plain save
-
         MUTANTS[mutant].apply()
     below = [fd for fd, what in rig.descriptors().items() if what.startswith(os.path.dirname(path))]
     assert not below, "opened before the trace began"
