@@ -20,17 +20,18 @@ _SAMPLES = 30
 
 def run(scale: float) -> Verdict:
     need_programs("strace")
-    violations, counts = [], {"caught": 0, "equivalent": 0}
-    for name, mutant in MUTANTS.items():
+    violations, counts = [], {"caught": 0, "equivalent, not caught": 0}
+    tried = [*MUTANTS.items()][:: max(1, int(0.25 / scale))]
+    for name, mutant in tried:
         seen = first_violation(name)
         print(f"  {name}: {seen or 'nothing'}"[:230], flush=True)
         if mutant.equivalent and seen:
             violations.append(f"{name}: is said to be safe ({mutant.equivalent}), and is not: {seen}")
         elif not mutant.equivalent and not seen:
             violations.append(f"{name}: was not noticed")
-        counts["equivalent" if mutant.equivalent else "caught"] += 1
-    counts["caught"] -= len(violations)
-    return Verdict({"mutants": len(MUTANTS), **counts}, violations)
+        else:
+            counts["caught" if seen else "equivalent, not caught"] += 1
+    return Verdict({"mutants": len(tried), **counts}, violations)
 
 
 def first_violation(name: str) -> str:
