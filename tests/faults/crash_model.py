@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from faults.disk_model import Inode, Model, Op
 
-__all__ = ["HARMS", "Moment", "State", "Trees", "moments", "states"]
+__all__ = ["HARMS", "Moment", "Order", "State", "Trees", "moments", "states"]
 
 Order = Literal["weak", "ordered"]
 _BLOCK = 4096

@@ -10,7 +10,7 @@ A call that is not known here is refused: what it did would be missing in every 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -372,18 +372,3 @@ class Model:
             raise Unmodelled(f"{call}: a process, whose descriptors are its own")
 
     _do_clone = _do_clone3
-
-    def walk(self) -> Iterator[Inode]:
-        """Give every file and folder there ever was below the root."""
-        seen: set[Inode] = set()
-        todo = [self.root]
-        while todo:
-            inode = todo.pop()
-            if inode not in seen:
-                seen.add(inode)
-                todo += [*inode.before.values(), *inode.names.values()]
-                yield inode
-        for op in self.ops:
-            for inode in op.touches() - seen:
-                seen.add(inode)
-                yield inode
