@@ -6,63 +6,53 @@ is noticed: then the reading begins again, with the new one.
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-from fastckpt import _core
-from fastckpt import meta as meta_file
 from fastckpt.entries import Entry, check_count, entries_of
 from fastckpt.errors import CheckpointError, CorruptError, FormatError
+from fastckpt.folders import MAP_LIMIT, Folders, Look
 from fastckpt.indexed import read_index
-from fastckpt.layout import DONE, META, OUT
+from fastckpt.layout import DONE, OUT, PICKLE
+from fastckpt.marker import Marker
 from fastckpt.meta import Meta
-from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker, was_replaced
+from fastckpt.opening import GRAPH, GRAPH_OPTIONS, check_still_there, open_snapshot, read_marker, was_replaced
+from fastckpt.pickled import Part, Pickled, entries_of_saved, has_file, read_pickled
 
 __all__ = ["MAP_LIMIT", "Contents", "Entry", "Look", "reading"]
 
 T = TypeVar("T")
-#: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
-#: cold ones by huge pages; the same, and those of them that are too small for that are read at once.
-Look = Literal["none", "all", "resident", "huge", "advise"]
-_COLD = {
-    "all": _core.COLD_MAP,
-    "resident": _core.COLD_LEAVE,
-    "huge": _core.COLD_HUGE,
-    "advise": _core.COLD_ADVISE,
-}
-
-MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
-_READERS = 16
-_WORTH_A_THREAD = 40  # folders
 _ATTEMPTS = 100
-_DEPTH = 50  # slashes in a key of others
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
-_NO_ENTRY = -errno.ENOENT
-_NO_FOLDER = -errno.ENOTDIR
 
 
 def reading(
-    path: str | os.PathLike[str], act: Callable[[Contents], T], *, look: Look = "none", by_index: bool = True
+    path: str | os.PathLike[str],
+    act: Callable[[Contents], T],
+    *,
+    look: Look = "none",
+    by_index: bool = True,
+    given: Mapping[str, Meta] | None = None,
 ) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; or the file, of one that OneFlow saved as a single file.
     act : callable
         Gets the contents; its result is returned.
     look : {"none", "all", "resident", "huge", "advise"}
         Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
     by_index : bool
         Believe the index, where there is one, instead of looking into every folder.
+    given : mapping of str to Meta, optional
+        Shapes and dtypes of tensors whose folders have no ``meta``, as OneFlow before 0.3.1 wrote them.
 
     Raises
     ------
-    FileNotFoundError, NotADirectoryError
+    FileNotFoundError
         There is no such folder.
     NotCommittedError
         The folder has no ``snapshot_done``.
@@ -71,12 +61,13 @@ def reading(
     """
     where = os.fspath(path)
     for patience in range(_ATTEMPTS, -1, -1):
-        fd = open_folder(where)
+        fd, folder, file = open_snapshot(where)
         try:
-            contents = Contents(where, fd, look, by_index)
+            contents = Contents(where, fd, folder, file, look, by_index, given or {})
             result = act(contents)
+            contents.check_unchanged()
         except (CheckpointError, FileNotFoundError):
-            if not (patience and was_replaced(where, fd)):
+            if not (patience and was_replaced(folder, fd)):
                 raise
         else:
             for note in contents.notes:
@@ -87,37 +78,54 @@ def reading(
     raise AssertionError("the last attempt raises")
 
 
-class Contents:
+class Contents(Folders):
     """A committed snapshot, checked; it borrows the folder's descriptor from `reading`.
 
     Attributes
     ----------
     path : str
-        Folder of the snapshot.
-    fd : int
-        Descriptor of the folder.
+        Folder of the snapshot, or its single file.
+    folder : str
+        Path of the folder.
+    source : str
+        Path of the file that tells what the object is.
     marker : Marker
-        What ``snapshot_done`` says.
+        What ``snapshot_done`` says, or a pickle in its place.
     entries : dict of str to Entry
         The tensors in their saved order; by name where others wrote them.
-    blobs : dict of str to Mapping
-        The bytes of some tensors, by folder: those that were read or mapped already.
-    looked : bool
-        Whether anybody has asked already which blobs can be mapped.
-    notes : list of str
-        What was passed over, for a warning.
+    parts : dict of str to Part
+        Where bytes lie that have no file of their own, by blob: in a pickle, so they can be read and not mapped.
     """
 
-    def __init__(self, path: str, fd: int, look: Look = "none", by_index: bool = False) -> None:
-        self.path = path
-        self.fd = fd
-        self.notes: list[str] = []
-        self.blobs: dict[str, _core.Mapping] = {}
+    def __init__(
+        self,
+        path: str,
+        fd: int,
+        folder: str,
+        file: str | None,
+        look: Look = "none",
+        by_index: bool = False,
+        given: Mapping[str, Meta] | None = None,
+    ) -> None:
+        super().__init__(path, fd, given)
         self.looked = look != "none"
+        self.folder = folder
+        self.parts: dict[str, Part] = {}
+        self._pickle: tuple[Pickled, str] | None = None
+        self.source = f"{path}/{DONE}"
+        if file is not None or has_file(fd, PICKLE):
+            self._take_pickle(file or PICKLE, file is not None, look)
+        else:
+            self._take_folders(look, by_index)
+
+    def _take_folders(self, look: Look, by_index: bool) -> None:
+        """Take what the metas of all folders say."""
+        path, fd = self.path, self.fd
         self.marker = read_marker(path, fd)
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
-        folders = [name for name in names if name != mark]
+        beside = {mark, GRAPH_OPTIONS} if mark == GRAPH else {mark}
+        folders = [name for name in names if name not in beside]
         metas = self._indexed(folders, look) if by_index and self.marker.index else None
         if metas is None:
             metas = self._metas(folders, look)
@@ -129,6 +137,36 @@ class Contents:
         if first is not None and first.meta.container == DONE and not self.marker.nested:
             raise CorruptError(f"{path}/{DONE}: has lost the record of the saved object; load an earlier snapshot")
         check_still_there(mark, path, fd)
+
+    def _take_pickle(self, file: str, single: bool, look: Look) -> None:
+        """Take what a pickle of OneFlow names, and nothing else."""
+        self.source = self.path if single else f"{self.path}/{file}"
+        pickled = read_pickled(self.fd, file, self.source, single=single)
+        self._pickle = pickled, file
+        saved = pickled.saved
+        folders = list(dict.fromkeys(place for place in saved.tensors.values() if isinstance(place, str)))
+        self.entries, self.parts = entries_of_saved(saved, self._named(folders, look), file, pickled.size)
+        if not single and has_file(self.fd, DONE):
+            self.notes.append(
+                f"{self.path}: has {DONE} and {file}: what {file} names is taken, as OneFlow 0.6 and later do; "
+                "all else is passed over"
+            )
+        self.marker = Marker() if saved.container else Marker(record=saved.record, nested=True)
+
+    def check_unchanged(self) -> None:
+        """Notice that the pickle was written again: OneFlow does that in place.
+
+        Raises
+        ------
+        CorruptError
+            What was read may be of two saves.
+        """
+        if self._pickle is not None and not self._pickle[0].is_unchanged(self.fd, self._pickle[1]):
+            raise CorruptError(f"{self.source}: was changed while being read; load it again")
+
+    def part(self, blob: str, nbytes: int) -> Part:
+        """Tell where the bytes of a blob lie."""
+        return self.parts.get(blob) or Part(f"{blob}/{OUT}", 0, nbytes)
 
     def _indexed(self, folders: Sequence[str], look: Look) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
@@ -143,80 +181,6 @@ class Contents:
         if look != "none":
             self.look_at({f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}, look)
         return metas
-
-    def look_at(self, blobs: dict[str, int], look: Look) -> None:
-        """Map those of some blobs, given by folder and size, that `look` says; small ones are read.
-
-        Raises
-        ------
-        CorruptError
-            One is missing, or has another size.
-        """
-        for (folder, wanted), (_, out) in zip(blobs.items(), self._scan([*blobs], look, metas=False), strict=True):
-            size = out if isinstance(out, int) else len(out)
-            if size < 0:
-                raise _unreadable(-size, f"{self.path}/{folder}/{OUT}")
-            if size != wanted:
-                raise CorruptError(
-                    f"{self.path}/{folder}/{OUT}: meta wants {wanted} bytes, file has {size}; take another copy"
-                )
-            if isinstance(out, _core.Mapping):
-                self.blobs[folder] = out
-
-    def _scan(
-        self, folders: Sequence[str], look: Look, *, metas: bool = True
-    ) -> list[tuple[bytes | int, int | _core.Mapping]]:
-        threads = min(self._readers(folders), -(-len(folders) // _WORTH_A_THREAD))
-        maps = look != "none" and len(folders) <= MAP_LIMIT
-        return _core.scan(self.fd, folders, map=maps, cold=_COLD.get(look, 0), metas=metas, threads=threads)
-
-    def _readers(self, folders: Sequence[str]) -> int:
-        """How many threads: where files must come from the disk, each waits for its own."""
-        samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
-        cold = any(not _core.is_resident(self.fd, f"{folder}/{META}") for folder in samples)
-        return _READERS if cold else len(os.sched_getaffinity(0))
-
-    def _metas(self, folders: Sequence[str], look: Look) -> dict[str, Meta]:
-        """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
-        metas: dict[str, Meta] = {}
-        foreign: list[str] = []
-        for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
-            if isinstance(out, _core.Mapping):
-                self.blobs[folder] = out
-            size = out if isinstance(out, int) else len(out)
-            if isinstance(text, bytes) and size >= 0:
-                where = f"{self.path}/{folder}"
-                meta = meta_file.parse(text, f"{where}/{META}")
-                metas[folder] = meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
-                if meta.count is None:
-                    foreign.append(folder)
-            elif text == size == _NO_ENTRY:
-                foreign.append(folder)
-            else:
-                self._pass_over(f"{self.path}/{folder}", text, size)
-        for folder in foreign:
-            metas.update(self._nested(folder, folder in metas))
-        return metas
-
-    def _nested(self, folder: str, is_tensor: bool) -> dict[str, Meta]:
-        inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
-        if not inner and not is_tensor:
-            self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
-        return self._metas(inner, "none") if inner else {}
-
-    def _pass_over(self, where: str, text: bytes | int, size: int) -> None:
-        """Note what is no tensor of anybody's; raise for a tensor that is damaged."""
-        if text == _NO_FOLDER:
-            self.notes.append(f"{where}: a file that belongs to no snapshot, passed over")
-        elif text == _NO_ENTRY and size >= 0:
-            self.notes.append(
-                f"{where}/{META}: missing, so shape and dtype of {OUT} are unknown; passed over (OneFlow before 0.3.1 "
-                f"wrote no {META}: read such a blob with numpy.fromfile)"
-            )
-        elif isinstance(text, int):
-            raise _unreadable(-text, f"{where}/{META}")
-        else:
-            raise _unreadable(-size, f"{where}/{OUT}")
 
     def select(self, keys: Iterable[str] | None) -> list[Entry]:
         """Give the entries of some keys (of all for None), in saved order.
@@ -234,22 +198,3 @@ class Contents:
             more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise KeyError(f"{self.path}: no tensor {missing[0]!r}{more}; fastckpt.open() shows its keys")
         return [entry for key, entry in self.entries.items() if key in wanted]
-
-
-def _unreadable(code: int, where: str) -> Exception:
-    """What is missing or no plain file is damage; everything else is the system's refusal."""
-    if code in _DAMAGE:
-        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
-    return OSError(code, os.strerror(code), where)
-
-
-def _folders_in(folder: str, dir_fd: int) -> list[str]:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    except OSError:
-        return []
-    try:
-        with os.scandir(fd) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    finally:
-        os.close(fd)

@@ -14,7 +14,7 @@ from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import Allocate, fetch
 from fastckpt.garbage import collector_at_rest
 from fastckpt.lanes import Lane
-from fastckpt.layout import DONE, META
+from fastckpt.layout import META
 from fastckpt.sending import send
 from fastckpt.warming import warm
 
@@ -37,12 +37,12 @@ def load(
     weights_only: bool = True,
     **foreign: Any,
 ) -> Any:
-    """Load what `save` saved, or any flat directory of OneFlow.
+    """Load what `save` saved, or what any release of OneFlow did.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; of OneFlow 1.0 or later also its single file.
     map_location : str, torch.device or dict, optional
         torch's name for `device`; a dict says where what was on the "cpu" shall go.
     as_ : {"torch", "numpy"}, optional
@@ -214,7 +214,7 @@ def nested(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
             raise CorruptError(f"{contents.path}: the object holds a tensor {key!r} that no folder has")
         return leaf(key, framework)
 
-    return tree.unflatten(contents.marker.record, present, KINDS.unpack, where=f"{contents.path}/{DONE}")
+    return tree.unflatten(contents.marker.record, present, KINDS.unpack, where=contents.source)
 
 
 def flat(contents: Contents, items: dict[str, Any]) -> Any:

@@ -27,7 +27,7 @@ def open(path: str | os.PathLike[str], *, as_: str | None = None) -> Snapshot:
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; or a single file of OneFlow, whose tensors are read into memory now.
     as_ : {"torch", "numpy"}, optional
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
 
@@ -51,7 +51,9 @@ class _Blobs:
 
     def __init__(self, contents: Contents) -> None:
         entries = list(contents.entries.values())
+        inside = [entry for entry in entries if entry.blob in contents.parts]
         self._path = contents.path
+        self._inside = dict(zip([entry.blob for entry in inside], fetch(contents, inside, "read"), strict=True))
         self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
         self._fd = -1
         if len(entries) <= MAP_LIMIT:
@@ -61,7 +63,7 @@ class _Blobs:
             weakref.finalize(self, os.close, self._fd)
 
     def __call__(self, entry: Entry) -> _core.Mapping:
-        blob = self._maps.get(entry.blob)
+        blob = self._inside.get(entry.blob) or self._maps.get(entry.blob)
         if blob is None:
             (blob,) = map_files(self._fd, {entry.blob: entry.meta.nbytes}, self._path)
             self._maps[entry.blob] = blob

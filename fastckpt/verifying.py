@@ -126,11 +126,12 @@ def _report(contents: Contents, progress: Progress) -> Report:
 def _pieces(contents: Contents, folder: str, nbytes: int) -> Iterator[Any]:
     """Give the bytes of a blob; a piece is good until the next one is asked for."""
     buffer = np.empty(min(nbytes, _PIECE), np.uint8)
-    where = f"{contents.path}/{folder}/{OUT}"
+    path, begin, size = contents.part(folder, nbytes)
+    where = os.path.join(contents.folder, path)
     for at in range(0, nbytes, _PIECE):
         piece = buffer[: min(_PIECE, nbytes - at)]
         try:
-            _core.read_into(contents.fd, f"{folder}/{OUT}", at, piece, size=nbytes)
+            _core.read_into(contents.fd, path, begin + at, piece, size=size)
         except _core.SizeChanged as change:
             raise CorruptError(f"{where}: had another size a moment ago ({change}); verify it again") from None
         except OSError as problem:
@@ -145,7 +146,7 @@ def _object_problems(contents: Contents) -> Iterator[str]:
     first = next(iter(contents.entries.values()), None)
     nested = contents.marker.nested
     container = {"dict": []} if first is None or first.meta.container is None else first.meta.container
-    where = f"{contents.path}/{DONE}" if nested or first is None else f"{contents.path}/{first.folder}/{META}"
+    where = contents.source if nested or first is None else f"{contents.path}/{first.folder}/{META}"
     try:
         value = tree.describe(
             contents.marker.record if nested else container, lambda key, _: named.append(key), where=where

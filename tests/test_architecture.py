@@ -30,11 +30,13 @@ LAYERS = (
     ("__init__",),
     (
         *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
-        *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "choosing", "contents"),
+        *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "choosing"),
+        *("contents", "folders"),
     ),
-    ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
+    ("arena", "writing", "pickled", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
     ("ring", "parallel", "rooms", "garbage"),
     ("comparing", "digests", "codec", "arrays", "blobs", "lanes", "slicing", "marker", "entries"),
+    ("oneflow", "picklevalues", "picklearrays", "pickles", "pickletext", "picklenodes"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
     ("_core",),
@@ -53,6 +55,7 @@ EDGES = {
 } | BENCH_EDGES
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
 PURE = {"plan", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
+PURE |= {*LAYERS[-4]}
 PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "workloads")}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}

@@ -1,0 +1,187 @@
+"""A look into the folders of tensors: every meta read, every blob's size held against it, blobs mapped on the way.
+
+Folders are taken relative to one descriptor, and nothing in them is reached through a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from fastckpt import _core
+from fastckpt import meta as meta_file
+from fastckpt.errors import CorruptError, MismatchError
+from fastckpt.layout import META, OUT
+from fastckpt.meta import Meta
+
+__all__ = ["MAP_LIMIT", "Folders", "Look"]
+
+#: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
+#: cold ones by huge pages; the same, and those of them that are too small for that are read at once.
+Look = Literal["none", "all", "resident", "huge", "advise"]
+_COLD = {
+    "all": _core.COLD_MAP,
+    "resident": _core.COLD_LEAVE,
+    "huge": _core.COLD_HUGE,
+    "advise": _core.COLD_ADVISE,
+}
+
+
+MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
+_READERS = 16
+_WORTH_A_THREAD = 40  # folders
+_DEPTH = 50  # slashes in a key of others
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
+_NO_ENTRY = -errno.ENOENT
+_NO_FOLDER = -errno.ENOTDIR
+
+
+class Folders:
+    """Folders of tensors in an open folder.
+
+    Attributes
+    ----------
+    path : str
+        Path of the snapshot, for messages.
+    fd : int
+        Descriptor of the folder that they are in.
+    blobs : dict of str to Mapping
+        The bytes of some tensors, by folder: those that were read or mapped already.
+    looked : bool
+        Whether anybody has asked already which blobs can be mapped.
+    notes : list of str
+        What was passed over, for a warning.
+    """
+
+    def __init__(self, path: str, fd: int, given: Mapping[str, Meta] | None = None) -> None:
+        self.path = path
+        self.fd = fd
+        self.blobs: dict[str, _core.Mapping] = {}
+        self.looked = False
+        self.notes: list[str] = []
+        self._given = given or {}
+
+    def look_at(self, blobs: dict[str, int], look: Look) -> None:
+        """Map those of some blobs, given by folder and size, that `look` says; small ones are read.
+
+        Raises
+        ------
+        CorruptError
+            One is missing, or has another size.
+        """
+        for (folder, wanted), (_, out) in zip(blobs.items(), self._scan([*blobs], look, metas=False), strict=True):
+            size = out if isinstance(out, int) else len(out)
+            if size < 0:
+                raise _unreadable(-size, f"{self.path}/{folder}/{OUT}")
+            if size != wanted:
+                raise CorruptError(
+                    f"{self.path}/{folder}/{OUT}: meta wants {wanted} bytes, file has {size}; take another copy"
+                )
+            if isinstance(out, _core.Mapping):
+                self.blobs[folder] = out
+
+    def _scan(
+        self, folders: Sequence[str], look: Look, *, metas: bool = True
+    ) -> list[tuple[bytes | int, int | _core.Mapping]]:
+        threads = min(self._readers(folders), -(-len(folders) // _WORTH_A_THREAD))
+        maps = look != "none" and len(folders) <= MAP_LIMIT
+        return _core.scan(self.fd, folders, map=maps, cold=_COLD.get(look, 0), metas=metas, threads=threads)
+
+    def _readers(self, folders: Sequence[str]) -> int:
+        """How many threads: where files must come from the disk, each waits for its own."""
+        samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
+        cold = any(not _core.is_resident(self.fd, f"{folder}/{META}") for folder in samples)
+        return _READERS if cold else len(os.sched_getaffinity(0))
+
+    def _metas(self, folders: Sequence[str], look: Look) -> dict[str, Meta]:
+        """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
+        metas: dict[str, Meta] = {}
+        foreign: list[str] = []
+        for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
+            meta = self._meta(folder, text, out)
+            size = out if isinstance(out, int) else len(out)
+            if meta is not None:
+                metas[folder] = meta
+                if meta.count is None:
+                    foreign.append(folder)
+            elif text == size == _NO_ENTRY:
+                foreign.append(folder)
+            else:
+                self._pass_over(f"{self.path}/{folder}", text, size)
+        for folder in foreign:
+            metas.update(self._nested(folder, folder in metas))
+        return metas
+
+    def _meta(self, folder: str, text: bytes | int, out: int | _core.Mapping) -> Meta | None:
+        """Hold what the scan found in a folder against each other; None where one of the two is missing."""
+        if isinstance(out, _core.Mapping):
+            self.blobs[folder] = out
+        size = out if isinstance(out, int) else len(out)
+        where = f"{self.path}/{folder}"
+        if text == _NO_ENTRY and folder in self._given and size >= 0:
+            return _fitting(self._given[folder], size, where)
+        if not isinstance(text, bytes) or size < 0:
+            return None
+        meta = meta_file.parse(text, f"{where}/{META}")
+        return meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
+
+    def _named(self, folders: Sequence[str], look: Look) -> dict[str, Meta]:
+        """Folder to meta, where each must be a tensor's."""
+        metas: dict[str, Meta] = {}
+        for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
+            meta = self._meta(folder, text, out)
+            if meta is None:
+                raise _missing(f"{self.path}/{folder}", text, out if isinstance(out, int) else 0)
+            metas[folder] = meta
+        return metas
+
+    def _nested(self, folder: str, is_tensor: bool) -> dict[str, Meta]:
+        inner = [f"{folder}/{name}" for name in _folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
+        if not inner and not is_tensor:
+            self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
+        return self._metas(inner, "none") if inner else {}
+
+    def _pass_over(self, where: str, text: bytes | int, size: int) -> None:
+        """Note what is no tensor of anybody's; raise for a tensor that is damaged."""
+        if text == _NO_FOLDER:
+            self.notes.append(f"{where}: a file that belongs to no snapshot, passed over")
+        elif text == _NO_ENTRY and size >= 0:
+            self.notes.append(
+                f"{where}/{META}: missing, so shape and dtype of {OUT} are unknown; passed over (OneFlow before 0.3.1 "
+                f"wrote no {META}: load_into a state that has this key gives it shape and dtype)"
+            )
+        else:
+            raise _missing(where, text, size)
+
+
+def _fitting(given: Meta, size: int, where: str) -> Meta:
+    if given.nbytes != size:
+        wanted = f"{given.dtype.name}{list(given.shape)} wants {given.nbytes} bytes"
+        raise MismatchError(f"{where}/{OUT}: has no {META}; the target of {wanted}, file has {size}")
+    return given
+
+
+def _missing(where: str, text: bytes | int, size: int) -> Exception:
+    """Say which of a tensor's two files cannot be read."""
+    return _unreadable(-text, f"{where}/{META}") if isinstance(text, int) else _unreadable(-size, f"{where}/{OUT}")
+
+
+def _unreadable(code: int, where: str) -> Exception:
+    """What is missing or no plain file is damage; everything else is the system's refusal."""
+    if code in _DAMAGE:
+        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
+    return OSError(code, os.strerror(code), where)
+
+
+def _folders_in(folder: str, dir_fd: int) -> list[str]:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return []
+    try:
+        with os.scandir(fd) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    finally:
+        os.close(fd)
