@@ -1,7 +1,7 @@
 """From the nodes of a pickle to a record of ours: what Python itself and numpy have; others add classes of theirs.
 
 A node may stand in many places, and in itself: nothing here looks at more nodes than the pickle could have spelled out
-one by one, give or take a megabyte.
+one by one, give or take half a megabyte.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["ARRAYS", "Meaning", "PickleReader", "Place"]
 
 Place: TypeAlias = "str | Array"  # where a tensor lies: in a folder, or in the pickle
 Meaning: TypeAlias = "Callable[[Any, Call], Any]"
-_ROOM = 1 << 20
+_ROOM = 1 << 19
 _NODE = 8  # what a node costs, besides its text
 
 ARRAYS = {

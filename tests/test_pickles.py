@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import pickles
 from hypothesis import given
 from hypothesis import strategies as st
 from oneflow_rig import CONV, NEW, OLD, Saver, conv, dumped, oneflow, source_of, tensor, text, top
+from pickle_damage import GENUINE, damaged
 
 from fastckpt import tree
 from fastckpt.codec import KINDS
@@ -480,63 +483,18 @@ def test_the_bytes_of_arrays_are_not_read() -> None:
 # ---- what nobody wrote ----
 
 
-def genuine() -> list[bytes]:
-    """Pickles as OneFlow's releases write them."""
-    found = []
-    with oneflow() as flow:
-        for protocol in (2, 3, 4, 5):
-            save = Saver(flow, None)
-            tied = flow.Parameter({"path": "tensor_3"})
-            state = OrderedDict({"l.weight": tied, "l.bias": flow.Tensor({"path": "tensor_4"})})
-            state._metadata = OrderedDict()
-            group = {"_options": {"lr": 0.1, "betas": (0.9, 0.999)}, "params": [0, 1]}
-            rest = {"set": {1, 2}, "bytes": b"\0\xff", "note": "模型", "none": None, "np": np.float32(2), "big": 2**70}
-            obj = {"model": state, "optimizer": {"state": {0: {"m": tied}}, "param_groups": [group]}, "rest": rest}
-            inside = {"inside": save(np.arange(4.0)), "array": np.ones((2, 2))} if protocol > 2 else {}
-            found.append(dumped(obj | inside, protocol))
-            found.append(
-                dumped([conv(flow, tied), flow.dtype(2), flow.placement({"type": "cpu", "ranks": [0]})], protocol)
-            )
-    return found
+def test_damaged_pickles_are_read_or_refused() -> None:
+    verdict = pickles.run(0.01)
+    assert not verdict.violations
+    assert verdict.figures["read"] > 20
+    assert verdict.figures["refused"] > 100
 
 
-GENUINE = genuine()
-
-
-def mutated(data: bytes, random_: random.Random) -> bytes:
-    """Cut, flip, drop, double, or put opcodes in between."""
-    raw = bytearray(data)
-    for _ in range(random_.randint(1, 4)):
-        at = random_.randrange(len(raw))
-        kind = random_.randrange(6)
-        if kind == 0:
-            del raw[at:]
-        elif kind == 1:
-            raw[at] ^= 1 << random_.randrange(8)
-        elif kind == 2:
-            raw[at] = random_.randrange(256)
-        elif kind == 3:
-            del raw[at : at + random_.randint(1, 9)]
-        elif kind == 4:
-            raw[at:at] = raw[at : at + random_.randint(1, 40)]
-        else:
-            raw[at:at] = random_.choice([*_ACTIONS, *REFUSED]) + random_.randbytes(random_.randrange(5))
-        if not raw:
-            raw += b"."
-    return bytes(raw)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_damaged_pickles_give_an_object_or_a_refusal(seed: int) -> None:
-    random_ = random.Random(seed)
-    before = set(sys.modules)
-    for _ in range(400):
-        data = mutated(GENUINE[random_.randrange(len(GENUINE))], random_)
-        try:
-            value(data)
-        except REFUSALS as refused:
-            assert len(str(refused)) < 4000
-    assert set(sys.modules) == before
+def test_what_damaged_pickles_give_can_be_made() -> None:
+    random_ = random.Random(1)
+    for _ in range(500):
+        with contextlib.suppress(*REFUSALS):
+            value(damaged(GENUINE[random_.randrange(len(GENUINE))], random_))
 
 
 @given(
