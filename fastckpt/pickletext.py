@@ -3,6 +3,7 @@ texts look like."""
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 
@@ -162,7 +163,7 @@ class Source:
 
     def escaped(self) -> str:
         try:
-            return self.line(LIMIT).decode("raw-unicode-escape")
+            return codecs.raw_unicode_escape_decode(self.line(LIMIT))[0]  # decode() would import the codec
         except UnicodeDecodeError:
             raise self.wrong("a text with an escape that means nothing") from None
 

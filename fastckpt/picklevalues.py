@@ -107,8 +107,11 @@ class PickleReader(Walk):
 
     def texts_of(self, item: Any) -> set[str]:
         """Give the texts in a set."""
-        made = type(item) is Call and item.name.name == "set" and len(item.args) == 1
-        items = item.args[0] if made else item.items if type(item) is Unordered else []
+        items: Any = []
+        if type(item) is Unordered:
+            items = item.items
+        elif type(item) is Call and item.name.name == "set" and len(item.args) == 1 and type(item.args[0]) is list:
+            items = item.args[0]
         self.spend(len(items))
         return {text for text in items if type(text) is str}
 

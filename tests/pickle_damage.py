@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import random
 from collections import OrderedDict
 
@@ -33,6 +34,7 @@ def genuine() -> list[bytes]:
 
 
 GENUINE = genuine()
+FRAMELESS = GENUINE[:4]  # of protocols 2 and 3: a value may have another length
 
 
 def damaged(data: bytes, random_: random.Random) -> bytes:
@@ -56,3 +58,40 @@ def damaged(data: bytes, random_: random.Random) -> bytes:
         if not raw:
             raw += b"."
     return bytes(raw)
+
+
+_VALUES = [
+    b"N",
+    b"\x88",
+    b"K\x01",
+    b"]",
+    b"}",
+    b")",
+    b"C\x00",
+    b"C\x02ab",
+    b"X\x01\x00\x00\x00a",
+    b"G" + bytes(8),
+    b"\x8a\x01\x05",
+]
+_VALUES += [
+    b"cnumpy\nndarray\n",
+    b"coneflow\nTensor\n)\x81",
+    b"cbuiltins\nset\nN\x85R",
+    b"(Nt",
+    b"]q\xfah\xfaa",
+    b"h\x01",
+    b"h\x05",
+]
+
+
+def swapped(data: bytes, random_: random.Random) -> bytes:
+    """Put other values in the place of some, so that what is read stays a pickle, of things that nobody pickles."""
+    pieces, begin = [], 0
+    values = ("N", "I", "J", "K", "M", "C", "X", "G", "\x88", "\x89", ")", "]", "}", "h", "c")
+    ops = [(op.code, at) for op, _, at in pickletools.genops(data)]
+    ends = [at for _, at in ops[1:]] + [len(data)]
+    places = [(at, end) for (code, at), end in zip(ops, ends, strict=True) if code in values]
+    for at, end in sorted(random_.sample(places, random_.choice((1, 1, 2, 3)))):
+        pieces += [data[begin:at], random_.choice(_VALUES)]
+        begin = end
+    return b"".join([*pieces, data[begin:]])

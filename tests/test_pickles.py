@@ -20,7 +20,7 @@ from faults import pickles
 from hypothesis import given
 from hypothesis import strategies as st
 from oneflow_rig import CONV, NEW, OLD, Saver, conv, dumped, oneflow, source_of, tensor, text, top
-from pickle_damage import GENUINE, damaged
+from pickle_damage import FRAMELESS, swapped
 
 from fastckpt import tree
 from fastckpt.codec import KINDS
@@ -381,6 +381,20 @@ MALFORMED = {
     "a tensor of a list": (top(b"coneflow\nTensor\n)\x81]b"), "wanted a tensor with a path"),
     "a dtype of its own": (top(b"coneflow._oneflow_internal\ndtype\n)\x81K\x63b"), "wanted a dtype of OneFlow"),
     "a module of nothing": (top(f"c{CONV}\nConv2d\n)\x81".encode("latin1")), "wanted a module of OneFlow"),
+    "buffers that no set leaves out": (
+        top(
+            f"c{CONV}\nConv2d\n)\x81}}".encode("latin1")
+            + text("_non_persistent_buffers_set")
+            + b"cbuiltins\nset\nK\x01\x85Rs"
+            + text("_parameters")
+            + b"K\x01s"
+            + text("_modules")
+            + b"}"
+            + text("x")
+            + b"K\x01ssb"
+        ),
+        "wanted a module of OneFlow at 'x.'",
+    ),
     "attributes": (top(b"ccollections\nOrderedDict\n)R}" + text("x") + b"Nsb"), "with attributes"),
 }
 
@@ -494,7 +508,7 @@ def test_what_damaged_pickles_give_can_be_made() -> None:
     random_ = random.Random(1)
     for _ in range(500):
         with contextlib.suppress(*REFUSALS):
-            value(damaged(GENUINE[random_.randrange(len(GENUINE))], random_))
+            value(swapped(random_.choice(FRAMELESS), random_))
 
 
 @given(

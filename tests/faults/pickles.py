@@ -8,7 +8,7 @@ import time
 import tracemalloc
 
 from oneflow_rig import source_of
-from pickle_damage import GENUINE, damaged
+from pickle_damage import FRAMELESS, GENUINE, damaged, swapped
 
 from fastckpt.errors import FormatError, UnsupportedError
 from fastckpt.oneflow import read_saved
@@ -16,7 +16,7 @@ from faults.verdict import Verdict
 
 ABOUT = "A damaged pickle is read or refused: no import, no other error, little memory, soon"
 
-_PICKLES = 200_000
+_PICKLES = 100_000
 _BATCH = 500
 _PEAK = 64 << 20  # bytes, of pickles of less than 8 KB
 _SLOWEST = 5.0  # seconds
@@ -31,7 +31,9 @@ def run(scale: float) -> Verdict:
     for seed in range(max(1, round(_PICKLES * scale / _BATCH))):
         random_ = random.Random(seed)
         for number in range(_BATCH):
-            data = damaged(GENUINE[random_.randrange(len(GENUINE))], random_)
+            data = (
+                swapped(random_.choice(FRAMELESS), random_) if number % 2 else damaged(random_.choice(GENUINE), random_)
+            )
             began = time.monotonic()
             try:
                 read_saved(source_of(data))
