@@ -243,6 +243,16 @@ def test_arrays_that_cannot_be_given(array: Any, reason: str) -> None:
     assert reason in refusal(dumped([array]))
 
 
+@pytest.mark.parametrize(
+    "other", [b"K\x02\x85", b"K\x04\x85", b"K\x03K\x02\x86", b"J\xff\xff\xff\xff\x85", b"N\x85", b"N"]
+)
+def test_arrays_whose_shape_is_not_that_of_their_bytes(other: bytes) -> None:
+    data = dumped([np.ones(3, np.uint8)], 3)
+    assert data.count(b"K\x03\x85") == 1
+    words = refusal(data.replace(b"K\x03\x85", other))
+    assert "the pickle has 3 bytes of it" in words or "wanted a shape" in words
+
+
 def test_tensors_in_the_pickle() -> None:
     with oneflow() as flow:
         save = Saver(flow, None)
