@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from fastckpt.entries import Entry, check_count, entries_of
 from fastckpt.errors import CheckpointError, CorruptError, FormatError, LimitError, printable
 from fastckpt.folders import MAP_LIMIT, Folders, Look
 from fastckpt.indexed import How, read_index
-from fastckpt.layout import DONE
+from fastckpt.layout import DONE, OUT, PICKLE
+from fastckpt.marker import Marker
 from fastckpt.meta import Meta
-from fastckpt.opening import GRAPH, check_still_there, open_folder, read_marker, was_replaced
+from fastckpt.opening import GRAPH, GRAPH_OPTIONS, check_still_there, open_snapshot, read_marker, was_replaced
+from fastckpt.pickled import Part, Pickled, entries_of_saved, has_file, read_pickled
 
 __all__ = ["MAP_LIMIT", "TENSORS", "Contents", "Entry", "Index", "Look", "reading"]
 
@@ -36,13 +38,14 @@ def reading(
     index: Index = "map",
     keys: Sequence[str] | None = None,
     max_tensors: int | None = None,
+    given: Mapping[str, Meta] | None = None,
 ) -> T:
     """Open and check the snapshot at `path` and act on it; from the top again if a save replaced it meanwhile.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; or the file, of one that OneFlow saved as a single file.
     act : callable
         Gets the contents; its result is returned.
     look : {"none", "all", "resident", "huge", "advise"}
@@ -53,10 +56,12 @@ def reading(
         No other tensors are wanted: where each is in the folder of its name, only those folders are looked into.
     max_tensors : int, optional
         How many folders are looked into at most.
+    given : mapping of str to Meta, optional
+        Shapes and dtypes of tensors whose folders have no ``meta``, as OneFlow before 0.3.1 wrote them.
 
     Raises
     ------
-    FileNotFoundError, NotADirectoryError
+    FileNotFoundError
         There is no such folder.
     NotCommittedError
         The folder has no ``snapshot_done``.
@@ -67,12 +72,14 @@ def reading(
     """
     where = os.fspath(path)
     for patience in range(_ATTEMPTS, -1, -1):
-        fd = open_folder(where)
+        fd, folder, file = open_snapshot(where)
         try:
-            contents = Contents(where, fd, look, index, keys=keys, max_tensors=max_tensors)
+            contents = Contents(where, fd, folder, Folders(where, fd, max_tensors, given))
+            contents.take(file, look, index, keys)
             result = act(contents)
+            contents.check_unchanged()
         except (CheckpointError, FileNotFoundError):
-            if not (patience and was_replaced(where, fd)):
+            if not (patience and was_replaced(folder, fd)):
                 raise
         else:
             for note in contents.notes:
@@ -89,41 +96,53 @@ class Contents:
     Attributes
     ----------
     path : str
-        Folder of the snapshot.
-    fd : int
-        Descriptor of the folder.
+        Folder of the snapshot, or its single file.
+    folder : str
+        Path of the folder.
+    source : str
+        Path of the file that tells what the object is.
     marker : Marker
-        What ``snapshot_done`` says.
+        What ``snapshot_done`` says, or a pickle in its place.
     entries : dict of str to Entry
         The tensors in their saved order; by name where others wrote them.
-    blobs : dict of str to Mapping
-        The bytes of some tensors, by folder: those that were read or mapped already.
-    looked : bool
-        Whether anybody has asked already which blobs can be mapped.
-    notes : list of str
-        What was passed over, for a warning.
+    parts : dict of str to Part
+        Where bytes lie that have no file of their own, by blob: in a pickle, so they can be read and not mapped.
     """
 
     def __init__(
         self,
         path: str,
         fd: int,
-        look: Look = "none",
-        index: Index = "ignore",
-        *,
-        keys: Sequence[str] | None = None,
-        max_tensors: int | None = None,
+        folder: str,
+        folders: Folders,
     ) -> None:
         self.path = path
         self.fd = fd
-        self.looked = look != "none"
-        self._folders = Folders(path, fd, max_tensors)
-        self.notes, self.blobs = self._folders.notes, self._folders.blobs
+        self.folder = folder
+        self.source = f"{path}/{DONE}"
+        self.parts: dict[str, Part] = {}
+        self.looked = False
+        self.notes, self.blobs = folders.notes, folders.blobs
+        self._folders = folders
+        self._pickle: tuple[Pickled, str] | None = None
         self._unsized: dict[str, int] = {}
+
+    def take(self, file: str | None, look: Look, index: Index, keys: Sequence[str] | None) -> None:
+        """Look at everything: into a single `file` of OneFlow, a pickle in the folder, or all folders."""
+        self.looked = look != "none"
+        if file is not None or has_file(self.fd, PICKLE):
+            self._take_pickle(file or PICKLE, file is not None, look)
+        else:
+            self._take_folders(look, index, keys)
+
+    def _take_folders(self, look: Look, index: Index, keys: Sequence[str] | None) -> None:
+        """Take what the metas of all folders say."""
+        path, fd = self.path, self.fd
         self.marker = read_marker(path, fd)
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
-        folders = [name for name in names if name != mark]
+        beside = {mark, GRAPH_OPTIONS} if mark == GRAPH else {mark}
+        folders = [name for name in names if name not in beside]
         self._folders.count(len(folders))
         how = index if self.marker.index else "ignore"
         some = self._folders.named(folders, keys) if how == "ignore" else None
@@ -144,6 +163,37 @@ class Contents:
         """Have a descriptor of its own, which is closed with the last reference to this."""
         self.fd = os.dup(self.fd)
         weakref.finalize(self, os.close, self.fd)
+
+    def _take_pickle(self, file: str, single: bool, look: Look) -> None:
+        """Take what a pickle of OneFlow names, and nothing else."""
+        self.source = self.path if single else f"{self.path}/{file}"
+        pickled = read_pickled(self.fd, file, self.source, single=single)
+        self._pickle = pickled, file
+        saved = pickled.saved
+        folders = list(dict.fromkeys(place for place in saved.tensors.values() if isinstance(place, str)))
+        self._folders.count(len(saved.tensors))
+        self.entries, self.parts = entries_of_saved(saved, self._folders.sure(folders, look), file, pickled.size)
+        if not single and has_file(self.fd, DONE):
+            self.notes.append(
+                f"{self.path}: has {DONE} and {file}: what {file} names is taken, as OneFlow 0.6 and later do; "
+                "all else is passed over"
+            )
+        self.marker = Marker() if saved.container else Marker(record=saved.record, nested=True)
+
+    def check_unchanged(self) -> None:
+        """Notice that the pickle was written again: OneFlow does that in place.
+
+        Raises
+        ------
+        CorruptError
+            What was read may be of two saves.
+        """
+        if self._pickle is not None and not self._pickle[0].is_unchanged(self.fd, self._pickle[1]):
+            raise CorruptError(f"{self.source}: was changed while being read; load it again")
+
+    def part(self, blob: str, nbytes: int) -> Part:
+        """Tell where the bytes of a blob lie."""
+        return self.parts.get(blob) or Part(f"{blob}/{OUT}", 0, nbytes)
 
     def _indexed(self, folders: Sequence[str], look: Look, how: How) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""

@@ -83,6 +83,8 @@ def fetch(
         _move(contents, [entry.blob for entry in entries], allocate)
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
     missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
+    inside = {blob: missing.pop(blob) for blob in list(missing) if blob in contents.parts}
+    _read(contents, inside, "read", threads, {}, allocate)
     if missing and allocate is None and not contents.looked:  # not all tensors are wanted
         look = look_for(mode, contents.fd)
         if look != "none":
@@ -91,7 +93,7 @@ def fetch(
     if mode == "mmap" or (
         mode == "auto" and allocate is None and missing and better_mapped(contents.fd, sum(missing.values()))
     ):
-        contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.path), strict=True))
+        contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.folder), strict=True))
         missing = {}
     _check(contents, {blob: digest for blob, digest in digests.items() if blob not in missing}, threads)
     _read(contents, missing, mode, threads, digests, allocate)
@@ -143,16 +145,17 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
     targets : sequence of (Entry, buffer)
         A buffer has as many bytes as the tensor.
     """
-    parts = [part for entry, memory in targets for part in _parts(entry.blob, memory, direct=False)]
+    parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, direct=False)]
     _read_parts(contents, parts, len(os.sched_getaffinity(0)))
 
 
 def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
     """Fill a buffer with the bytes of a tensor from `offset` on."""
     try:
-        _core.read_into(contents.fd, f"{entry.blob}/{OUT}", offset, buffer, size=entry.meta.nbytes)
+        path, at, size = contents.part(entry.blob, entry.meta.nbytes)
+        _core.read_into(contents.fd, path, at + offset, buffer, size=size)
     except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+        raise with_path(problem, contents.folder) from None
 
 
 def read_runs(contents: Contents, entry: Entry, runs: Sequence[tuple[int, int]]) -> _core.Mapping:
@@ -167,13 +170,14 @@ def read_runs(contents: Contents, entry: Entry, runs: Sequence[tuple[int, int]])
     runs : sequence of tuple of int
         Offset and length of each.
     """
-    path, size, at = f"{entry.blob}/{OUT}", entry.meta.nbytes, 0
+    path, begin, size = contents.part(entry.blob, entry.meta.nbytes)
+    at = 0
     (memory,) = _core.allocate([sum(length for _, length in runs)])
     view, parts = memoryview(memory), []
     for offset, length in runs:
         for done in range(0, length, PART):
             room = view[at + done : at + min(done + PART, length)]
-            parts.append((path, offset + done, room, size, 0))
+            parts.append((path, begin + offset + done, room, size, 0))
         at += length
     _read_parts(contents, parts, WAITERS)
     return memory
@@ -184,7 +188,7 @@ def _read_parts(contents: Contents, parts: list[Part], threads: int) -> None:
         for batch in _batches(parts):
             _core.read_parts(contents.fd, batch, threads=threads)
     except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+        raise with_path(problem, contents.folder) from None
 
 
 def _read(
@@ -204,8 +208,8 @@ def _read(
         for run in _runs(blobs):
             contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
     except OSError as problem:
-        raise with_path(problem, contents.path) from None
-    parts = [part for b in blobs for part in _parts(b, contents.blobs[b], direct and b not in warm)]
+        raise with_path(problem, contents.folder) from None
+    parts = [part for b in blobs for part in _parts(contents, b, contents.blobs[b], direct and b not in warm)]
     if digests:
         _read_and_check(contents, parts, threads, digests)
     else:
@@ -226,11 +230,12 @@ def _runs(blobs: dict[str, int]) -> Iterator[list[str]]:
         yield run
 
 
-def _parts(blob: str, memory: Any, direct: bool) -> Iterator[Part]:
+def _parts(contents: Contents, blob: str, memory: Any, direct: bool) -> Iterator[Part]:
     view, nbytes = memoryview(memory).cast("B"), memoryview(memory).nbytes
+    path, begin, size = contents.part(blob, nbytes)
     for at in range(0, nbytes, PART):
         room = -(-min(PART, nbytes - at) // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
-        yield f"{blob}/{OUT}", at, view[at : at + PART], nbytes, room
+        yield path, begin + at, view[at : at + PART], size, room
 
 
 def _batches(parts: list[Part]) -> Iterator[list[Part]]:

@@ -14,6 +14,7 @@ from fastckpt.contents import Contents, Entry, reading
 from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.fetching import read_at, read_into
+from fastckpt.meta import Meta
 from fastckpt.sending import send
 from fastckpt.tree import Leaf
 from fastckpt.verifying import check_blob
@@ -39,9 +40,10 @@ def load_into(
     Parameters
     ----------
     model_or_state : torch.nn.Module or object
-        Whose tensors (or arrays) are filled. A dtype that differs is converted, as torch does.
+        Whose tensors (or arrays) are filled. A dtype that differs is converted, as torch does. Where a snapshot has no
+        ``meta`` (OneFlow before 0.3.1), they say what shape and dtype its tensors are of.
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot, or single file of OneFlow.
     strict : bool
         Require the same keys on both sides.
     verify : bool
@@ -73,7 +75,8 @@ def load_into(
         _fill(pairs, contents)
         return keys
 
-    return reading(path, act, index="table")
+    given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
+    return reading(path, act, index="table", given=given)
 
 
 class _Target(NamedTuple):

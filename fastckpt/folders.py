@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
-from fastckpt.errors import CorruptError, LimitError
+from fastckpt.errors import CorruptError, LimitError, MismatchError
 from fastckpt.layout import META, OUT
 from fastckpt.meta import Meta
 from fastckpt.opening import unreadable
@@ -48,6 +48,8 @@ class Folders:
         Descriptor of it.
     most : int or None
         How many folders are looked into at most.
+    given : mapping of str to Meta, optional
+        Shapes and dtypes of tensors whose folders have no ``meta``.
 
     Attributes
     ----------
@@ -57,12 +59,13 @@ class Folders:
         What was passed over, for a warning.
     """
 
-    def __init__(self, path: str, fd: int, most: int | None) -> None:
+    def __init__(self, path: str, fd: int, most: int | None, given: Mapping[str, Meta] | None = None) -> None:
         self.path = path
         self.fd = fd
         self.blobs: dict[str, _core.Mapping] = {}
         self.notes: list[str] = []
         self._left = most
+        self._given = given or {}
 
     def count(self, more: int) -> None:
         """Refuse to look into more folders than are allowed."""
@@ -77,13 +80,10 @@ class Folders:
         metas: dict[str, Meta] = {}
         foreign: list[str] = []
         for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
-            if isinstance(out, _core.Mapping):
-                self.blobs[folder] = out
+            meta = self._meta(folder, text, out)
             size = out if isinstance(out, int) else len(out)
-            if isinstance(text, bytes) and size >= 0:
-                where = f"{self.path}/{folder}"
-                meta = meta_file.parse(text, f"{where}/{META}")
-                metas[folder] = meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
+            if meta is not None:
+                metas[folder] = meta
                 if meta.count is None:
                     foreign.append(folder)
             elif text == size == _NO_ENTRY:
@@ -92,6 +92,29 @@ class Folders:
                 self._pass_over(f"{self.path}/{folder}", text, size)
         for folder in foreign:
             metas.update(self._nested(folder, folder in metas))
+        return metas
+
+    def _meta(self, folder: str, text: bytes | int, out: int | _core.Mapping) -> Meta | None:
+        """Hold what the scan found in a folder against each other; None where one of the two is missing."""
+        if isinstance(out, _core.Mapping):
+            self.blobs[folder] = out
+        size = out if isinstance(out, int) else len(out)
+        where = f"{self.path}/{folder}"
+        if text == _NO_ENTRY and folder in self._given and size >= 0:
+            return _fitting(self._given[folder], size, where)
+        if not isinstance(text, bytes) or size < 0:
+            return None
+        meta = meta_file.parse(text, f"{where}/{META}")
+        return meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
+
+    def sure(self, folders: Sequence[str], look: Look) -> dict[str, Meta]:
+        """Folder to meta, where each must be a tensor's."""
+        metas: dict[str, Meta] = {}
+        for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
+            meta = self._meta(folder, text, out)
+            if meta is None:
+                raise _missing(f"{self.path}/{folder}", text, out if isinstance(out, int) else 0)
+            metas[folder] = meta
         return metas
 
     def named(self, folders: Sequence[str], keys: Sequence[str] | None) -> dict[str, Meta] | None:
@@ -141,12 +164,10 @@ class Folders:
         elif text == _NO_ENTRY and size >= 0:
             self.notes.append(
                 f"{where}/{META}: missing, so shape and dtype of {OUT} are unknown; passed over (OneFlow before 0.3.1 "
-                f"wrote no {META}: read such a blob with numpy.fromfile)"
+                f"wrote no {META}: load_into a state that has this key gives it shape and dtype)"
             )
-        elif isinstance(text, int):
-            raise unreadable(-text, f"{where}/{META}")
         else:
-            raise unreadable(-size, f"{where}/{OUT}")
+            raise _missing(where, text, size)
 
     def _scan(
         self, folders: Sequence[str], look: Look, *, metas: bool = True
@@ -160,6 +181,18 @@ class Folders:
         samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
         cold = any(not _core.is_resident(self.fd, f"{folder}/{META}") for folder in samples)
         return _READERS if cold else len(os.sched_getaffinity(0))
+
+
+def _fitting(given: Meta, size: int, where: str) -> Meta:
+    if given.nbytes != size:
+        wanted = f"{given.dtype.name}{list(given.shape)} wants {given.nbytes} bytes"
+        raise MismatchError(f"{where}/{OUT}: has no {META}; the target of {wanted}, file has {size}")
+    return given
+
+
+def _missing(where: str, text: bytes | int, size: int) -> Exception:
+    """Say which of a tensor's two files cannot be read."""
+    return unreadable(-text, f"{where}/{META}") if isinstance(text, int) else unreadable(-size, f"{where}/{OUT}")
 
 
 def _folders_in(folder: str, dir_fd: int) -> list[str]:

@@ -14,7 +14,7 @@ from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import Allocate, fetch
 from fastckpt.garbage import collector_at_rest
 from fastckpt.lanes import Lane
-from fastckpt.layout import DONE, META
+from fastckpt.layout import META
 from fastckpt.sending import send
 from fastckpt.warming import warm
 
@@ -39,12 +39,12 @@ def load(
     weights_only: bool = True,
     **foreign: Any,
 ) -> Any:
-    """Load what `save` saved, or any flat directory of OneFlow.
+    """Load what `save` saved, or what any release of OneFlow did.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; of OneFlow 1.0 or later also its single file.
     map_location : str, torch.device or dict, optional
         torch's name for `device`; a dict says where what was on the "cpu" shall go.
     as_ : {"torch", "numpy"}, optional
@@ -103,13 +103,12 @@ def load(
         What the system refused, with errno and path.
     """
     _check_arguments(path, weights_only, foreign)
-    make = Maker(as_, _device(map_location, device))
-    way = _mode(mode, mmap)
+    make, way = Maker(as_, _device(map_location, device)), _mode(mode, mmap)
     lane = None if way == "mmap" else make.lane()
     allocate = make.locked_memory(way) if pin else None
     wanted = keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
-    all_at_once = not pin and all(limit is None for limit in (keys, max_bytes, lane))
-    look = look_for(way, path) if all_at_once else "none"
+    checked_first = pin or any(limit is not None for limit in (keys, max_bytes, lane))
+    look = "none" if checked_first else look_for(way, path)
 
     def act(contents: Contents) -> Any:
         entries = contents.select(wanted, max_bytes)
@@ -228,7 +227,7 @@ def nested(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
             raise CorruptError(f"{contents.path}: the object holds a tensor {key!r} that no folder has")
         return leaf(key, framework)
 
-    return tree.unflatten(contents.marker.record, present, KINDS.unpack, where=f"{contents.path}/{DONE}")
+    return tree.unflatten(contents.marker.record, present, KINDS.unpack, where=contents.source)
 
 
 def flat(contents: Contents, items: dict[str, Any]) -> Any:

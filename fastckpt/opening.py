@@ -12,10 +12,12 @@ from fastckpt.errors import CorruptError, FormatError, NotCommittedError
 from fastckpt.layout import DONE, PICKLE
 from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, parse_marker
 
-__all__ = ["GRAPH", "check_still_there", "open_folder", "read_marker", "unreadable", "was_replaced"]
+__all__ = ["GRAPH", "GRAPH_OPTIONS", "PLAIN_FILE", "check_still_there", "no_snapshot", "open_folder", "open_snapshot"]
+__all__ += ["read_marker", "unreadable", "was_replaced"]
 
-_PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
+GRAPH_OPTIONS = "one_embedding_options.json"  # may stand beside it
 _FIRST, _MORE = 64 << 10, 1 << 20  # bytes of the marker read at a time
 _DAMAGE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV),
@@ -30,16 +32,32 @@ def open_folder(path: str) -> int:
     for patience in range(_RENAMES, -1, -1):
         try:
             return os.open(path, flags)
-        except NotADirectoryError:
-            raise FormatError(
-                f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)"
-            ) from None
         except FileNotFoundError:
             with suppress(OSError):  # between two renames it stands there; behind them it is where it was looked for
                 return os.open(previous_of(os.path.realpath(path)), flags)
             if not patience:
                 raise
     raise AssertionError("the last attempt raises")
+
+
+def open_snapshot(path: str) -> tuple[int, str, str | None]:
+    """Give a descriptor of a folder, its path, and the file in it that is the snapshot, where that is a single file."""
+    try:
+        return open_folder(path), path, None
+    except NotADirectoryError:
+        folder, file = os.path.split(os.path.realpath(path))
+    try:
+        return open_folder(folder), folder, file
+    except NotADirectoryError:
+        raise no_snapshot(path) from None
+
+
+def no_snapshot(path: str) -> FormatError:
+    """Say of a file that it is none of ours."""
+    return FormatError(
+        f"{path}: a file; a snapshot is a folder, or one file that OneFlow 1.0 or later saved (torch.load or "
+        "safetensors may read it)"
+    )
 
 
 def was_replaced(path: str, fd: int) -> bool:
@@ -62,7 +80,7 @@ def read_marker(path: str, fd: int) -> Marker:
     """
     where = os.path.join(path, DONE)
     try:
-        marker = os.open(DONE, _PLAIN_FILE, dir_fd=fd)
+        marker = os.open(DONE, PLAIN_FILE, dir_fd=fd)
     except FileNotFoundError:
         return _unmarked(path, fd)
     except OSError as problem:
@@ -103,8 +121,7 @@ def _unmarked(path: str, fd: int) -> Marker:
         return Marker()
     if PICKLE in names:
         raise NotCommittedError(
-            f"{path}: no {DONE}, but {PICKLE}: a pickle directory of OneFlow 0.6 or later, which is not read here; "
-            "save its state dict with this library instead"
+            f"{path}: no {DONE}, and {PICKLE} is no plain file as OneFlow 0.6 and later write it; take another copy"
         )
     raise NotCommittedError(
         f"{path}: no {DONE}, so this is no snapshot, or one whose save never finished; load an earlier one"

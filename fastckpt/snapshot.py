@@ -34,7 +34,7 @@ def open(
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; or a single file of OneFlow, whose tensors are read into memory now.
     as_ : {"torch", "numpy"}, optional
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
     max_bytes, max_tensors : int
@@ -78,6 +78,8 @@ class _Maps:
     def __init__(self, contents: Contents) -> None:
         entries = list(contents.entries.values())
         self._contents = contents
+        inside = [entry for entry in entries if entry.blob in contents.parts]
+        self._inside = dict(zip([entry.blob for entry in inside], fetch(contents, inside, "read"), strict=True))
         self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
         if len(entries) <= MAP_LIMIT:
             self._maps = dict(zip([entry.blob for entry in entries], fetch(contents, entries, "mmap"), strict=True))
@@ -87,7 +89,7 @@ class _Maps:
     def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
         """Give memory with an array that has what is wanted, its shape, and the parts that pick it."""
         meta = entry.meta
-        blob = self._maps.get(entry.blob)
+        blob = self._inside.get(entry.blob) or self._maps.get(entry.blob)
         if blob is None:
             with _gone_is_said():
                 (blob,) = map_files(self._contents.fd, {entry.blob: meta.nbytes}, self._contents.path)

@@ -97,7 +97,7 @@ def check_blob(contents: Contents, entry: Entry) -> None:
     """Compare a blob, read piece by piece, with the digest of its meta, if that has one; raise CorruptError."""
     if entry.meta.digest is not None:
         where = f"{contents.path}/{entry.blob}/{OUT}"
-        digests.check(entry.meta.digest, _pieces(contents, f"{entry.blob}/{OUT}", entry.meta.nbytes), where)
+        digests.check(entry.meta.digest, _of_blob(contents, entry.blob, entry.meta.nbytes), where)
 
 
 def _report(contents: Contents, progress: Progress) -> Report:
@@ -107,7 +107,7 @@ def _report(contents: Contents, progress: Progress) -> Report:
     for blob, meta in blobs.items():
         where = f"{contents.path}/{blob}/{OUT}"
         try:
-            pieces = _pieces(contents, f"{blob}/{OUT}", meta.nbytes)
+            pieces = _of_blob(contents, blob, meta.nbytes)
             if meta.digest is None:
                 for _ in pieces:
                     pass
@@ -124,10 +124,15 @@ def _report(contents: Contents, progress: Progress) -> Report:
     return report
 
 
+def _of_blob(contents: Contents, blob: str, nbytes: int) -> Iterator[Any]:
+    path, begin, size = contents.part(blob, nbytes)
+    return _pieces(contents, path, nbytes, begin, size)
+
+
 def _pieces(contents: Contents, name: str, nbytes: int, begin: int = 0, size: int | None = None) -> Iterator[Any]:
     """Give some bytes of a file, by default all; a piece is good until the next one is asked for."""
     buffer = np.empty(min(nbytes, _PIECE), np.uint8)
-    where = f"{contents.path}/{name}"
+    where = os.path.join(contents.folder, name)
     for at in range(0, nbytes, _PIECE):
         piece = buffer[: min(_PIECE, nbytes - at)]
         try:
@@ -146,7 +151,7 @@ def _object_problems(contents: Contents) -> Iterator[str]:
     first = next(iter(contents.entries.values()), None)
     nested = contents.marker.nested
     container = {"dict": []} if first is None or first.meta.container is None else first.meta.container
-    where = f"{contents.path}/{DONE}" if nested or first is None else f"{contents.path}/{first.folder}/{META}"
+    where = contents.source if nested or first is None else f"{contents.path}/{first.folder}/{META}"
     try:
         value = tree.describe(
             contents.marker.record if nested else container, lambda key, _: named.append(key), where=where
@@ -165,7 +170,7 @@ def _tie_problems(contents: Contents) -> Iterator[str]:
     for entry in contents.entries.values():
         if entry.blob == entry.folder or _is_one_file(contents, entry):
             continue
-        pieces = (_pieces(contents, f"{folder}/{OUT}", entry.meta.nbytes) for folder in (entry.folder, entry.blob))
+        pieces = (_of_blob(contents, folder, entry.meta.nbytes) for folder in (entry.folder, entry.blob))
         if not all(np.array_equal(own, other) for own, other in zip(*pieces, strict=True)):
             where = f"{contents.path}/{entry.folder}/{OUT}"
             yield f"{where}: differs from {entry.blob!r}/{OUT}, which it is tied to; load an earlier snapshot"
@@ -205,7 +210,7 @@ def _same_copy(contents: Contents, copy: IndexEntry, index: tuple[int, int, int]
     at = copies_at + copy.copy_at
     if at + copy.nbytes > size:
         return False
-    pieces = _pieces(contents, f"{copy.folder}/{OUT}", copy.nbytes)
+    pieces = _of_blob(contents, copy.folder, copy.nbytes)
     twins = _pieces(contents, DONE, copy.nbytes, at, size)
     return all(np.array_equal(piece, twin) for piece, twin in zip(pieces, twins, strict=True))
 

@@ -32,9 +32,13 @@ LAYERS = (
         *("background", "saving", "filling", "diffing", "outline", "snapshot", "loading", "warming"),
         *("verifying", "sending", "fetching", "doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
-    ("arena", "writing", "ways", "folders", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
+    (
+        *("arena", "writing", "ways", "folders", "pickled", "opening", "indexed"),
+        *("commit", "target", "staging", "handles", "plan"),
+    ),
     ("ring", "parallel", "rooms", "garbage"),
     ("comparing", "digests", "codec", "arrays", "blobs", "lanes", "slicing", "marker", "entries"),
+    ("oneflow", "picklevalues", "picklearrays", "pickles", "pickletext", "picklenodes"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
     ("_core",),
@@ -56,6 +60,7 @@ EDGES = {
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
 PURE = {"plan", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
 PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "results", "workloads")}
+PURE |= {*LAYERS[-4]}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind

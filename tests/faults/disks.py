@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import fastckpt
-from fastckpt import writing
+from fastckpt import ways, writing
 from faults.crash_states import Labels, allowed
 from faults.fuse_disk import FuseDisk, Record, records
 from faults.mounts import copied, forked, made, mounted, work_folder
@@ -144,10 +144,10 @@ def _save(path: Path, version: int, mutant: str) -> None:
     """The first with a sync for every file, the second as it is chosen; large blobs in parts, past the cache."""
     writing.PART = writing._LARGE = 8192
     if version == 1:
-        writing._can_sync_whole = lambda system: False
+        ways._can_sync_whole = lambda system: False
     if mutant:
         MUTANTS[mutant].apply()
-        writing._can_sync_whole = lambda system: False
+        ways._can_sync_whole = lambda system: False
     fastckpt.save(_VERSIONS[version], path)
 
 

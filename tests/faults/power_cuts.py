@@ -22,7 +22,7 @@ import commit_rig as rig
 import numpy as np
 
 import fastckpt
-from fastckpt import writing
+from fastckpt import ways, writing
 from faults.crash_states import allowed
 from faults.mounts import made, mounted, work_folder
 from faults.mutations import MUTANTS
@@ -145,7 +145,7 @@ def _save_for_ever(there: Path, standing: int, say: int, mutant: str) -> None:
         writing.PART = writing._LARGE = 8192
         for number in range(standing + 1, standing + 1000):
             way = bool(number % 2) and not mutant
-            writing._can_sync_whole = lambda system, way=way: way
+            ways._can_sync_whole = lambda system, way=way: way
             os.write(say, _BY_NUMBER.pack(b"b", number))
             fastckpt.save(version(number), there / "s")
             os.write(say, _BY_NUMBER.pack(b"a", number))
