@@ -67,6 +67,7 @@ def sync_folder(fd: int) -> None:
         if problem.errno not in _NO_FOLDER_SYNC:
             raise
         _core.syncfs(fd)
+    os.fstat(fd)  # xfs syncs a folder without an error when its journal is lost; to this it answers EIO
 
 
 class Handle:

@@ -31,7 +31,7 @@ from faults.verdict import Skip, Verdict, need_programs, need_root
 
 ABOUT = "power cuts at any time: what the last save that returned has left, or the one that was going on, loads whole"
 
-__all__ = ["SYSTEMS", "run", "soak"]
+__all__ = ["SYSTEMS", "cut", "run", "soak", "version"]
 
 SYSTEMS = ("ext4", "xfs")
 _SECONDS = 300  # for each, at scale 1
@@ -123,10 +123,8 @@ def _cut_among_saves(there: Path, standing: int, after: float, flag: str, mutant
     if saver == 0:
         _save_for_ever(there, standing, say, mutant)
     os.close(say)
-    folder = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
     time.sleep(after)
-    fcntl.ioctl(folder, _GO_DOWN, struct.pack("<I", _FLAGS[flag]))
-    os.close(folder)
+    cut(there, flag)
     time.sleep(0.002)
     os.kill(saver, signal.SIGKILL)
     os.waitpid(saver, 0)
@@ -134,6 +132,13 @@ def _cut_among_saves(there: Path, standing: int, after: float, flag: str, mutant
         text = said.read()
     verbs = {b"b": "began", b"a": "acked"}
     return [(0.0, verbs[verb], str(number)) for verb, number in _BY_NUMBER.iter_unpack(text)]
+
+
+def cut(there: Path, flag: str) -> None:
+    """Let the file system of a folder go down."""
+    folder = os.open(there, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.ioctl(folder, _GO_DOWN, struct.pack("<I", _FLAGS[flag]))
+    os.close(folder)
 
 
 def _save_for_ever(there: Path, standing: int, say: int, mutant: str) -> None:
