@@ -72,7 +72,8 @@ def load_into(
         _fill(pairs, contents)
         return keys
 
-    return reading(path, act, index="table")
+    far = any(target.codec.far(target.value) is not None for target in targets.values())
+    return reading(path, act, index="read" if far else "table")  # small copies are sent to a device, but not used here
 
 
 class _Target(NamedTuple):
