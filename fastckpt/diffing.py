@@ -118,7 +118,11 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Prog
         One of them is no complete snapshot; the message names the file.
     """
     watch = progress or _no_progress
-    return reading(a, lambda before: reading(b, lambda after: _Comparison(before, after, watch).difference()))
+
+    def compare(before: Contents) -> Difference:
+        return reading(b, lambda after: _Comparison(before, after, watch).difference(), index="table")
+
+    return reading(a, compare, index="table")
 
 
 class _Comparison:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fastckpt import _core, parallel, tree
 from fastckpt.blobs import PIECE, row_pieces
 from fastckpt.codec import KINDS, Codec, codec_for
-from fastckpt.contents import Contents, Entry, reading
+from fastckpt.contents import Contents, Entry, Index, reading
 from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.fetching import read_at, read_into
@@ -76,7 +76,9 @@ def load_into(
         return keys
 
     given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
-    return reading(path, act, index="table", given=given)
+    far = any(target.codec.far(target.value) is not None for target in targets.values())
+    index: Index = "read" if far else "table"  # small copies are sent to a device, but not used here
+    return reading(path, act, index=index, given=given)
 
 
 class _Target(NamedTuple):

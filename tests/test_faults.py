@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -29,3 +32,28 @@ def test_a_little_of(check: Any, scale: float) -> None:
     except Skip as reason:
         pytest.skip(str(reason))
     assert not verdict.violations, "\n".join(verdict.violations)
+
+
+NO_MEMORY = """
+    import _testcapi, numpy as np
+    from fastckpt.arrays import NUMPY
+
+    array, at = np.zeros((5, 7)), 0
+    for at in range(60):
+        _testcapi.set_nomemory(at, at + 1)
+        try:
+            NUMPY.describe(array, "w")
+        except (MemoryError, SystemError):
+            pass
+        finally:
+            _testcapi.remove_mem_hooks()
+"""
+
+
+def test_an_array_is_described_without_memory() -> None:
+    """numpy's ``__array_interface__`` is a null pointer then, and the process dead."""
+    pytest.importorskip("_testcapi")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(NO_MEMORY)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr or done.returncode

@@ -74,6 +74,24 @@ def faults_at(call: rig.Call, *, lies: bool = True) -> Iterator[Fault]:
     yield Fault("KILL", False, call)
 
 
+class Published(NamedTuple):
+    """Where in the log the new snapshot is seen first, and where that is durable."""
+
+    rename: int
+    sync: int
+
+    @classmethod
+    def of(cls, calls: list[rig.Call]) -> Published:
+        rename = max(call.began for call in calls if PUBLISHED.search(call.text))
+        return cls(rename, min(call.began for call in calls if call.name == "fsync" and call.began > rename))
+
+
+def is_vital(fault: Fault, published: Published) -> bool:
+    """A save that ends well in spite of this fault would be a lie."""
+    syncs, writes = fault.call.name in ("fsync", "syncfs"), fault.call.name == "pwrite64" and fault.kind != "EINTR"
+    return fault.kind in ERRORS and (syncs or writes) and fault.call.began <= published.sync
+
+
 class Sweep:
     """Runs faults and counts what came of them."""
 
@@ -83,11 +101,12 @@ class Sweep:
         self.calls: Counter[str] = Counter()
         self.violations: list[str] = []
 
-    def save(self, scene: rig.Scene, fault: Fault, published: int) -> str:
+    def save(self, scene: rig.Scene, fault: Fault, published: Published) -> str:
         """Save with one fault, check what is there, and save without; tell how it went."""
         path = scene.set_up()
         outcome = self.saver.save(path, scene.case, scene.way, strace=fault.strace)
-        result = self._outcome_of_save(scene, fault, path, outcome, fault.call.began > published)
+        result = self._outcome_of_save(scene, fault, path, outcome, fault.call.began > published.rename)
+        assert result != "succeeded" or not is_vital(fault, published), "went on without a sync or a write"
         scene.check_next(self.saver, path, "the save after it")
         return result
 
@@ -161,7 +180,7 @@ def plan(saver: rig.Saver, sweep: Sweep, folder: Path) -> list[tuple[str, Fault,
     for case, way in SAVES:
         scene = rig.Scene(folder / f"{case}-{way}", case, way)
         calls = calls_of(saver, scene)
-        published = max(call.began for call in calls if PUBLISHED.search(call.text))
+        published = Published.of(calls)
         for call in calls:
             for fault in faults_at(call):
                 runs.append((f"save {case} {way}", fault, lambda s=scene, f=fault, p=published: sweep.save(s, f, p)))  # type: ignore[misc]

@@ -26,9 +26,9 @@ _SHIM = Path(__file__).with_name("shim.c")
 _GROUPS = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 #: Kind of shortage, what is saved or read, the way, the act, and which share of the requests at scale 1.
 SWEEPS = (
-    ("python", "nested", "each", "save", 0.5),
-    ("python", "nested", "each", "auto", 0.5),
-    ("python", "large", "direct", "save", 0.2),
+    ("python", "nested", "each", "save", 0.3),
+    ("python", "nested", "each", "auto", 0.3),
+    ("python", "large", "direct", "save", 0.1),
     ("c", "nested", "each", "save", 1.0),
     ("c", "large", "direct", "save", 1.0),
     *(("c", "nested", "each", how, 1.0) for how in ("auto", "into")),
@@ -61,7 +61,7 @@ def report_of(order: dict[str, Any], library: Path | None) -> dict[str, Any]:
 
 def run(scale: float) -> Verdict:
     reports, skipped = [], []
-    if os.geteuid() == 0 and _GROUPS.exists():
+    if os.geteuid() == 0 and os.access(_GROUPS, os.W_OK):
         reports.append(report_of({"kind": "oom", "kills": max(round(OOM_KILLS * scale), 2)}, None))
     else:
         skipped.append("out of memory: needs root and a control group of version 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import subprocess
 import tempfile
 import time
@@ -110,9 +109,12 @@ def failing_disk(folder: Path, image: Path, *, keep: bool = False) -> Iterator[t
     try:
         while not (point / "disk").exists():
             if server.poll() is not None:
-                raise OSError(errno.EIO, "the disk did not start")
+                raise Skip(f"a disk in a program: {server.communicate()[1]}")
             time.sleep(0.01)
-        device = command("losetup", "-f", "--show", point / "disk").strip()
+        try:
+            device = command("losetup", "-f", "--show", point / "disk").strip()
+        except OSError as refusal:
+            raise Skip(str(refusal)) from None
         yield device, faults
     finally:
         faults.set(0, 0, 0)
