@@ -7,7 +7,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 RUNTIME = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 SANITIZED = LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
 
-.PHONY: build demo test bench lint asan faults clean
+TSAN = LD_PRELOAD="$(shell $(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=0:exitcode=66:suppressions=$(CURDIR)/tests/tsan.txt
+THREADED := tests/test_core.py tests/test_direct.py tests/test_writing.py tests/test_fetching.py tests/test_ring.py
+VALGRIND := valgrind -q --error-exitcode=9 --suppressions=tests/valgrind.txt
+
+.PHONY: build demo test bench lint asan tsan valgrind coverage fuzz faults clean
 build: .venv/built
 
 demo: build .venv/demo
@@ -16,7 +20,8 @@ demo: build .venv/demo
 test: build
 	$(BIN)/pytest $(ARGS)
 
-# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute.
+# The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute,
+# and ARGS="--add FILE" goes on where FILE ends.
 bench: build
 	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds
 	$(BIN)/fastckpt bench $(ARGS)
@@ -25,19 +30,35 @@ bench: build
 faults: build
 	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
+# Inputs made at random for a minute; ARGS="--seconds 3600", or names of parts. The first needs clang's fuzzer runtime.
+fuzz: build
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
 lint: build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict fastckpt
 	$(BIN)/python -m mypy.stubtest fastckpt._core
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastckpt  # it calls pycodestyle
-	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror csrc/*.[ch] fastckpt/bench/*.c
 
 asan: .asan/built
 	$(SANITIZED) PYTHONPATH=$(CURDIR)/.asan/lib $(BIN)/pytest -m "not no_asan" $(ARGS)
 
+# The tests in which C has threads, and the core's own under valgrind; torch is not imported where it would be looked at.
+tsan: .tsan/built
+	$(TSAN) PYTHONPATH=$(CURDIR)/.tsan/lib $(BIN)/pytest -m "not no_asan and not slow" $(or $(ARGS),$(THREADED))
+
+valgrind: build
+	PYTHONMALLOC=malloc $(VALGRIND) $(BIN)/python -m pytest -m "not no_asan and not slow" $(or $(ARGS),tests/test_core_meta.py)
+
+# Branches of the C that the tests of the core, of saving and of loading take.
+coverage: .coverage/built
+	PYTHONPATH=$(CURDIR)/.coverage/lib $(BIN)/pytest $(ARGS)
+	gcov -b -c -o .coverage/temp*/csrc csrc/*.c | grep -A4 "^File 'csrc/.*c'"
+
 clean:
-	rm -rf .venv .asan build dist *.egg-info fastckpt/_core.c fastckpt/_core*.so
+	rm -rf .venv .asan .tsan .coverage build dist *.egg-info fastckpt/_core.c fastckpt/_core*.so
 
 .venv/tools: requirements/dev.txt
 	$(PYTHON) -m venv --clear .venv
@@ -51,6 +72,14 @@ clean:
 .venv/built: .venv/tools $(SOURCES)
 	rm -f fastckpt/_core.c fastckpt/_core*.so
 	FASTCKPT_WERROR=1 $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+.tsan/built: .venv/built $(wildcard fastckpt/*.py fastckpt/*/*.py)
+	FASTCKPT_SANITIZE=thread FASTCKPT_WERROR=1 $(BIN)/python setup.py --quiet build --build-base .tsan --build-lib .tsan/lib
+	touch $@
+
+.coverage/built: .venv/built $(wildcard fastckpt/*.py fastckpt/*/*.py)
+	FASTCKPT_COVERAGE=1 $(BIN)/python setup.py --quiet build --build-base .coverage --build-lib .coverage/lib
 	touch $@
 
 .asan/built: .venv/built $(wildcard fastckpt/*.py fastckpt/*/*.py)

@@ -171,18 +171,22 @@ static int64_t copy_out(struct fc_run *run, int fd, size_t size, struct fc_folde
     return count < 0 ? -err.code : count;
 }
 
-/* A map of an open file. The advice is a wish: how fast the rest will come, not what. */
+/*
+ * A map of an open file. The advice is a wish: how fast the rest will come, not what. For a large one it is cheaper to
+ * give it than to ask whether it is needed: on what is in memory it does nothing.
+ */
 static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *folder, struct fc_error *err)
 {
     struct fc_error ignored;
-    bool cold = run->cold != FC_COLD_MAP && !fc_is_resident(fd, size);
+    bool huge = size >= FC_HUGE_PAGE && (run->cold == FC_COLD_HUGE || run->cold == FC_COLD_ADVISE);
+    bool cold = !huge && (run->cold == FC_COLD_LEAVE || run->cold == FC_COLD_ADVISE) && !fc_is_resident(fd, size);
     if (cold && run->cold == FC_COLD_LEAVE)
         return 0;
     if (fc_map_open(fd, size, &folder->address, err) < 0)
         return -1;
-    if (cold && size >= FC_HUGE_PAGE)
+    if (huge)
         (void)fc_advise(folder->address, 0, (size_t)size, MADV_HUGEPAGE, &ignored);
-    else if (cold && run->cold == FC_COLD_ADVISE)
+    else if (cold)
         fc_begin_reading(fd, size);
     return 0;
 }
@@ -197,7 +201,8 @@ static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *
     if (fd < 0)
         return -err.code;
     found = size;
-    if (size > FC_SMALL_BLOB && map_out(run, fd, size, folder, &err) < 0)
+    /* Without room for the map the blob keeps its size, which may be wrong; who knows how to get it otherwise, will. */
+    if (size > FC_SMALL_BLOB && map_out(run, fd, size, folder, &err) < 0 && err.code != ENOMEM)
         found = -err.code;
     if (0 < size && size <= FC_SMALL_BLOB)
         found = copy_out(run, fd, (size_t)size, folder);
@@ -229,7 +234,7 @@ static void scan_size(struct fc_run *run, struct fc_folder *folder)
     char path[PATH_MAX];
     folder->out_size = -ENAMETOOLONG;
     if (join_path(path, folder->name, "out"))
-        folder->out_size = get_out_size(run->dirfd, path, folder->meta_size >= 0);
+        folder->out_size = get_out_size(run->dirfd, path, run->what != FC_SIZES && folder->meta_size >= 0);
 }
 
 static void scan_run(struct fc_run *run)
@@ -241,8 +246,9 @@ static void scan_run(struct fc_run *run)
             scan_blob(run, folder);
             continue;
         }
-        scan_meta(run, folder);
-        if (run->what == FC_METAS_AND_SIZES)
+        if (run->what != FC_SIZES)
+            scan_meta(run, folder);
+        if (run->what != FC_METAS)
             scan_size(run, folder);
     }
     fc_release_block(run->block);

@@ -37,7 +37,7 @@ struct fc_folder {
     const char *name;
     const char *meta;            /* its bytes; not terminated */
     int64_t meta_size;           /* how many, at most FC_META_MAX; or -errno, and then there are none */
-    int64_t out_size;            /* size of the blob in bytes, or -errno */
+    int64_t out_size;            /* size of the blob in bytes, or -errno; without memory for a map the size alone */
     void *address;               /* the blob's bytes; NULL if there are none or none were asked for */
     struct fc_block *meta_block; /* what `meta` lies in, for the caller to release; may be NULL */
     struct fc_block *blob_block; /* the same for `address`; where this is NULL, it is a map, for fc_unmap */
@@ -46,6 +46,7 @@ struct fc_folder {
 enum fc_what {
     FC_METAS_AND_SIZES, /* the metas' bytes, and how long the blobs are */
     FC_METAS,           /* the metas' bytes */
+    FC_SIZES,           /* how long the blobs are */
     FC_BLOBS,           /* every blob mapped; if it is small, read, to a 64-aligned address */
 };
 

@@ -64,6 +64,7 @@ cdef extern from "reader.h" nogil:
     enum fc_what:
         FC_METAS_AND_SIZES
         FC_METAS
+        FC_SIZES
         FC_BLOBS
 
     enum fc_cold:
@@ -128,6 +129,22 @@ cdef extern from "canon.h" nogil:
         int64_t comment_at
 
     bint fc_parse_canon(const char *data, size_t length, fc_meta *meta)
+
+
+cdef extern from "table.h" nogil:
+    struct fc_row:
+        const char *folder
+        size_t folder_length
+        const char *meta
+        size_t meta_length
+        int64_t nbytes
+        int64_t copy_at
+
+    struct fc_table:
+        pass
+
+    bint fc_open_table(fc_table *table, const char *text, size_t length, char *room)
+    int fc_take_row(fc_table *table, fc_row *row)
 
 
 @cython.final

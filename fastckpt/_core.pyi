@@ -1,7 +1,7 @@
 """Types of the one door between Python and C; what each function does is in its docstring."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal, Protocol, TypeAlias, final, overload, type_check_only
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, final, overload, type_check_only
 
 from typing_extensions import Buffer, Self
 
@@ -27,6 +27,7 @@ class _Array(Protocol):
     @property
     def __array_interface__(self) -> dict[str, Any]: ...
 
+_T = TypeVar("_T")
 _Buffer: TypeAlias = Buffer | _Array
 
 class SizeChanged(ValueError):
@@ -59,6 +60,9 @@ class File:
 
 def allocate(sizes: Iterable[int], *, inherited: bool = True) -> list[Mapping]: ...
 def parse_meta(data: bytes) -> tuple[tuple[int, ...], int, int, int, str | None, int] | None: ...
+def parse_table(
+    table: bytes, kind: type[_T], types: dict[int, Any]
+) -> list[tuple[str, _T | bytes, int, int | None]] | None: ...
 def write(
     dirfd: int,
     path: str | bytes,

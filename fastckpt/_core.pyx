@@ -149,6 +149,9 @@ def parse_meta(bytes data not None):
     return dims, meta.number, meta.place, meta.count, digest, meta.comment_at
 
 
+include "_index.pxi"
+
+
 cdef int _take_buffer(object source, Py_buffer *view, int flags) except -1:
     PyObject_GetBuffer(source, view, PyBUF_STRIDES | flags)
     if not PyBuffer_IsContiguous(view, b"C"):
@@ -315,7 +318,7 @@ cdef size_t _plan_runs(
         runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
         runs[filled].count = min(width, count - at)
         runs[filled].what, runs[filled].cold = blobs, cold
-        if metas and blobs != FC_METAS_AND_SIZES:
+        if metas and blobs == FC_BLOBS:
             runs[filled + 1] = runs[filled]
             runs[filled + 1].what = FC_METAS
             filled += 1
@@ -340,7 +343,7 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
         ``COLD_LEAVE``, give its size only; ``COLD_HUGE``, map it so that, if it is large, a touch brings in 2 MiB;
         ``COLD_ADVISE``, the same, and if it is not large begin to read it now.
     metas : bool
-        False, with `map`: leave the metas alone; theirs is then 0.
+        False: leave the metas alone; theirs is then 0.
     threads : int
         How many share the folders, at most; the caller's is one of them.
 
@@ -359,7 +362,7 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
     cdef fc_run *runs = <fc_run *>table.data
     # The owners are made before there is anything to own: between a map and its owner nothing can fail.
     cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
-    cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES
+    cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
     for i in range(count):
         found[i].name = PyBytes_AS_STRING(names[i])
         found[i].meta_size, found[i].meta_block = 0, NULL

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastckpt import _core, parallel
-from fastckpt.contents import OUT_OF, Contents, Entry
+from fastckpt.contents import Contents, Entry
 from fastckpt.digests import Crcs, combined, compare, crc32, difference
 from fastckpt.errors import CorruptError
 from fastckpt.fetching import DEPTH, PART, SMALL, WAITERS, with_path
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
 from fastckpt.opening import unreadable
+from fastckpt.problems import OUT_OF
 
 __all__ = ["Found", "Progress", "check", "crcs", "problem_with"]
 
@@ -73,10 +74,11 @@ def crcs(
     """
     system = filesystem_of(contents.fd)
     past = not (system.remote or system.in_memory)
-    cold = {b for b, n in blobs.items() if past and n > SMALL and not _core.is_resident(contents.fd, f"{b}/{OUT}")}
+    large = [blob for blob, size in blobs.items() if past and size > SMALL and blob not in contents.parts]
+    cold = {blob for blob in large if not _core.is_resident(contents.fd, f"{blob}/{OUT}")}
     reader = _Reader(contents, blobs, memory, _Watched(sum(blobs.values()), progress))
     threads = threads or (WAITERS if system.remote else DEPTH if cold else len(os.sched_getaffinity(0)))
-    done = parallel.run(reader, [*_jobs(blobs, cold)], threads)
+    done = parallel.run(reader, [*_jobs(blobs, cold, contents.parts.keys())], threads)
     parts: dict[str, list[tuple[int, int]]] = {blob: [] for blob in blobs}
     failed: Found = {}
     for blob, found, length in (result for results in done for result in results):
@@ -113,12 +115,15 @@ def check(contents: Contents, entries: Sequence[Entry]) -> None:
     compare(contents.path, found, {blob: meta.digest for blob, meta in metas.items()})
 
 
-def _jobs(blobs: Mapping[str, int], cold: set[str]) -> Iterator[_Job]:
-    """Give the parts of large blobs, then the small ones."""
+def _jobs(blobs: Mapping[str, int], cold: Collection[str], inside: Collection[str]) -> Iterator[_Job]:
+    """Give the parts of large blobs and of those inside a pickle, then the small ones."""
+    small: list[str] = []
     for blob, size in blobs.items():
-        for at in range(0, size if size > SMALL else 0, PART):
+        if size <= SMALL and blob not in inside:
+            small.append(blob)
+            continue
+        for at in range(0, size, PART):
             yield _Part(blob, size, at, min(PART, size - at), blob in cold)
-    small = [blob for blob, size in blobs.items() if size <= SMALL]
     yield from (small[at : at + _BATCH] for at in range(0, len(small), _BATCH))
 
 
@@ -158,9 +163,10 @@ class _Reader(threading.local):
         view = self._view(part)
         space = -(-length // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
         try:
-            _core.read_into(self._contents.fd, f"{blob}/{OUT}", offset, view, size=size, room=space)
+            path, begin, whole = self._contents.part(blob, size)
+            _core.read_into(self._contents.fd, path, begin + offset, view, size=whole, room=space)
         except (_core.SizeChanged, OSError) as problem:
-            return blob, _fault(with_path(problem, self._contents.path)), length
+            return blob, _fault(with_path(problem, self._contents.folder)), length
         return blob, crc32(view), length
 
     def _view(self, part: _Part) -> memoryview:

@@ -15,7 +15,7 @@ from fastckpt.contents import Look
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
 from fastckpt.memory import available
 
-__all__ = ["MODES", "Mode", "better_mapped", "forget_loads", "look_for", "maps_fast"]
+__all__ = ["MODES", "Mode", "better_mapped", "forget_loads", "look_for", "look_for_open", "maps_fast"]
 
 Mode = Literal["auto", "mmap", "read", "direct"]
 MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
@@ -31,9 +31,8 @@ def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
     """Say which blobs a load by `mode` shall map at once."""
     if mode != "auto":
         return "huge" if mode == "mmap" else "none"
-    try:
-        system = filesystem_of(path)
-    except OSError:  # it is not there: whoever opens it says so
+    system = _system(path)
+    if system is None:
         return "none"
     if system.remote:
         _log.info("%s: on %s, so tensors are read in large parts and not mapped", path, system.name)
@@ -41,6 +40,23 @@ def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
     if system.in_memory:
         return "all"
     return "advise" if maps_fast(system) else "resident"
+
+
+def look_for_open(path: str | os.PathLike[str]) -> Look:
+    """Say which blobs `open` shall map at once: all, but none over a network."""
+    system = _system(path)
+    if system is None or not system.remote:
+        return "all"
+    _log.info("%s: on %s, so tensors are read when they are asked for, and not mapped", path, system.name)
+    return "none"
+
+
+def _system(path: int | str | os.PathLike[str]) -> FileSystem | None:
+    """Give the file system of what is there; whoever opens what is not says so."""
+    try:
+        return filesystem_of(path)
+    except OSError:
+        return None
 
 
 def maps_fast(system: FileSystem) -> bool:

@@ -134,7 +134,7 @@ def list_tensors(
     """
     entries = [
         entry
-        for entry in reading(path, lambda contents: list(contents.entries.values()))
+        for entry in reading(path, lambda contents: list(contents.entries.values()), index="table")
         if (not globs or any(fnmatchcase(entry.key, glob) for glob in globs))
         and (not dtypes or entry.meta.dtype.name in dtypes)
     ]
@@ -160,7 +160,7 @@ def show(path: str, full: bool, as_json: bool) -> None:
              "object": then its record as in FORMAT.md, else null,
              "tensors", "totals": as by ls}
     """
-    marker, entries, top = reading(path, lambda c: (c.marker, list(c.entries.values()), outline(c)))
+    marker, entries, top = reading(path, lambda c: (c.marker, list(c.entries.values()), outline(c)), index="table")
     if as_json:
         found = {"path": path, "nested": marker.nested, "object": marker.record}
         print_json({**found, **documents.listing(entries)})

@@ -6,44 +6,28 @@ is noticed: then the reading begins again, with the new one.
 
 from __future__ import annotations
 
-import errno
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from fastckpt import _core
-from fastckpt import meta as meta_file
-from fastckpt.entries import Damage, Entry, check_count, check_record, entries_of
-from fastckpt.errors import CheckpointError, CorruptError, FormatError
-from fastckpt.indexed import read_index
-from fastckpt.layout import DONE, META, OUT
+from fastckpt.entries import Entry, check_count, check_record, entries_of
+from fastckpt.errors import CheckpointError, CorruptError, FormatError, LimitError, printable
+from fastckpt.folders import MAP_LIMIT, Folders, Look
+from fastckpt.indexed import How, read_index
+from fastckpt.layout import DONE, OUT, PICKLE, folders_for
 from fastckpt.marker import Marker
 from fastckpt.meta import Meta
-from fastckpt.opening import GRAPH, check_still_there, folders_in, open_folder, read_marker, unreadable, was_replaced
+from fastckpt.opening import GRAPH, GRAPH_OPTIONS, check_still_there, open_snapshot, read_marker, was_replaced
+from fastckpt.pickled import Part, Pickled, entries_of_saved, has_file, read_pickled
 
-__all__ = ["MAP_LIMIT", "OUT_OF", "Contents", "Damage", "Entry", "Look", "reading"]
+__all__ = ["MAP_LIMIT", "TENSORS", "Contents", "Entry", "Index", "Look", "reading"]
 
 T = TypeVar("T")
-#: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
-#: cold ones by huge pages; the same, and those of them that are too small for that are read at once.
-Look = Literal["none", "all", "resident", "huge", "advise"]
-_COLD = {
-    "all": _core.COLD_MAP,
-    "resident": _core.COLD_LEAVE,
-    "huge": _core.COLD_HUGE,
-    "advise": _core.COLD_ADVISE,
-}
-
-MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
-_READERS = 16
-_WORTH_A_THREAD = 40  # folders
+Index = Literal["map", "read", "table", "ignore"]  # what to do with one
+TENSORS = 1_000_000  # more than this only if the caller allows it
 _ATTEMPTS = 100
-_DEPTH = 50  # slashes in a key of others
-_NO_ENTRY = -errno.ENOENT
-_NO_FOLDER = -errno.ENOTDIR
-OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # which is no fault of a snapshot
 
 
 def reading(
@@ -51,7 +35,10 @@ def reading(
     act: Callable[[Contents], T],
     *,
     look: Look = "none",
-    by_index: bool = True,
+    index: Index = "map",
+    keys: Sequence[str] | None = None,
+    max_tensors: int | None = None,
+    given: Mapping[str, Meta] | None = None,
     seals: bool = False,
     damaged: bool = False,
 ) -> T:
@@ -60,39 +47,50 @@ def reading(
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; or the file, of one that OneFlow saved as a single file.
     act : callable
         Gets the contents; its result is returned.
     look : {"none", "all", "resident", "huge", "advise"}
         Which blobs to map at once, since they will be asked for. Small ones are read instead of mapped.
-    by_index : bool
-        Believe the index, where there is one, instead of looking into every folder.
+    index : {"map", "read", "table", "ignore"}
+        Where there is one, believe it instead of looking into every folder; see `read_index`.
+    keys : sequence of str, optional
+        No other tensors are wanted: where each is in the folder of its name, only those folders are looked into.
+    max_tensors : int, optional
+        How many folders are looked into at most.
+    given : mapping of str to Meta, optional
+        Shapes and dtypes of tensors whose folders have no ``meta``, as OneFlow before 0.3.1 wrote them.
     seals : bool
         Notice metas that have changed since they were saved.
     damaged : bool
         Go on past what is missing or damaged: the contents then list it, and an error about it is raised by nobody.
+        A pickle must be sound.
 
     Raises
     ------
-    FileNotFoundError, NotADirectoryError
+    FileNotFoundError
         There is no such folder.
     NotCommittedError
         The folder has no ``snapshot_done``.
     CorruptError, FormatError
         A file is missing, has the wrong size, or is not understood; the message names it.
+    LimitError
+        There are more than `max_tensors`.
     """
     where = os.fspath(path)
     for patience in range(_ATTEMPTS, -1, -1):
-        fd = open_folder(where)
+        fd, folder, file = open_snapshot(where)
         try:
-            contents = Contents(where, fd, look, by_index, seals, damaged)
+            contents = Contents(where, fd, folder, Folders(where, fd, max_tensors, given, seals=seals, damaged=damaged))
+            contents.take(file, look, index, keys)
             result = act(contents)
+            contents.check_unchanged()
         except (CheckpointError, FileNotFoundError):
-            if not (patience and was_replaced(where, fd)):
+            if not (patience and was_replaced(folder, fd)):
                 raise
         else:
             for note in contents.notes:
-                warnings.warn(note, stacklevel=3)
+                warnings.warn(printable(note), stacklevel=3)
             return result
         finally:
             os.close(fd)
@@ -100,195 +98,180 @@ def reading(
 
 
 class Contents:
-    """A committed snapshot, checked; it borrows the folder's descriptor from `reading`.
+    """A committed snapshot, checked; it borrows the folder's descriptor from `reading`, or keeps one of its own.
 
     Attributes
     ----------
     path : str
-        Folder of the snapshot.
-    fd : int
-        Descriptor of the folder.
+        Folder of the snapshot, or its single file.
+    folder : str
+        Path of the folder.
+    source : str
+        Path of the file that tells what the object is.
     marker : Marker
-        What ``snapshot_done`` says.
+        What ``snapshot_done`` says, or a pickle in its place.
     entries : dict of str to Entry
         The tensors in their saved order; by name where others wrote them.
-    blobs : dict of str to Mapping
-        The bytes of some tensors, by folder: those that were read or mapped already.
-    looked : bool
-        Whether anybody has asked already which blobs can be mapped.
-    notes : list of str
-        What was passed over, for a warning.
     metas : dict of str to Meta
-        By folder.
+        Those of the folders.
     damage : list of Damage
         What is wrong, if that was to be listed; entries are then what is sound.
+    parts : dict of str to Part
+        Where bytes lie that have no file of their own, by blob: in a pickle, so they can be read and not mapped.
     """
 
     def __init__(
         self,
         path: str,
         fd: int,
-        look: Look = "none",
-        by_index: bool = False,
-        seals: bool = False,
-        damaged: bool = False,
+        folder: str,
+        folders: Folders,
     ) -> None:
         self.path = path
         self.fd = fd
-        self.notes: list[str] = []
-        self.damage: list[Damage] = []
-        self.blobs: dict[str, _core.Mapping] = {}
-        self.looked = look != "none"
-        self._seals = seals
-        self._damaged = damaged
+        self.folder = folder
+        self.source = f"{path}/{DONE}"
+        self.parts: dict[str, Part] = {}
+        self.looked = False
         self.marker = Marker()
-        with self._listed(DONE):
+        self.entries: dict[str, Entry] = {}
+        self.metas: dict[str, Meta] = {}
+        self.notes, self.blobs, self.damage = folders.notes, folders.blobs, folders.findings.damage
+        self._folders = folders
+        self._pickle: tuple[Pickled, str] | None = None
+        self._unsized: dict[str, int] = {}
+
+    def take(self, file: str | None, look: Look, index: Index, keys: Sequence[str] | None) -> None:
+        """Look at everything: into a single `file` of OneFlow, a pickle in the folder, or all folders."""
+        self.looked = look != "none"
+        if file is not None or has_file(self.fd, PICKLE):
+            self._take_pickle(file or PICKLE, file is not None, look)
+        else:
+            self._take_folders(look, index, keys)
+
+    def _take_folders(self, look: Look, index: Index, keys: Sequence[str] | None) -> None:
+        """Take what the metas of all folders say."""
+        path, fd, findings = self.path, self.fd, self._folders.findings
+        with findings.about(DONE):
             self.marker = read_marker(path, fd)
         names = os.listdir(fd)
         mark = DONE if DONE in names else GRAPH
-        folders = [name for name in names if name != mark]
-        metas = self._indexed(folders, look) if by_index and self.marker.index else None
-        if metas is None:
-            metas = self._metas(folders, look)
-        self.metas = metas
-        with self._listed():
-            if self.notes and not metas:
+        beside = {mark, GRAPH_OPTIONS} if mark == GRAPH else {mark}
+        folders = [name for name in names if name not in beside]
+        self._folders.count(len(folders))
+        how = index if self.marker.index else "ignore"
+        some = self._folders.named(folders, keys) if how == "ignore" else None
+        metas = some if how == "ignore" else self._indexed(folders, look, how)
+        self.metas = self._folders.metas(folders, look) if metas is None else metas
+        with findings.about():
+            if self.notes and not self.metas:
                 raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
-            check_count(metas, self.marker.count, path, len({found.folder for found in self.damage} - {DONE}))
-        self.entries = entries_of(metas, path, self._refuse)
-        with self._listed(DONE):
+            if not some:
+                refused = {found.folder for found in self.damage} - {DONE}
+                check_count(self.metas, self.marker.count, path, len(refused))
+        self.entries = entries_of(self.metas, path, findings.refuse)
+        with findings.about(DONE):
             check_record(self.entries, self.marker, path, alone=len(names) == 1)
-        if mark in names or not damaged:
+        if mark in names or not findings.listing:
             check_still_there(mark, path, fd)
 
-    def _refuse(self, folder: str, problem: Exception, meta: Meta | None = None) -> None:
-        """Raise it, or list it and go on."""
-        if not self._damaged or (isinstance(problem, OSError) and problem.errno in OUT_OF):
-            raise problem
-        if folder != DONE or all(found.folder != DONE for found in self.damage):  # of one file, the first is enough
-            self.damage.append(Damage(folder, problem, meta))
+    def keep_open(self) -> None:
+        """Have a descriptor of its own, which is closed with the last reference to this."""
+        self.fd = os.dup(self.fd)
+        weakref.finalize(self, os.close, self.fd)
 
-    @contextmanager
-    def _listed(self, name: str = "") -> Iterator[None]:
-        try:
-            yield
-        except CheckpointError as problem:
-            self._refuse(name, problem)
+    def _take_pickle(self, file: str, single: bool, look: Look) -> None:
+        """Take what a pickle of OneFlow names, and nothing else."""
+        self.source = self.path if single else f"{self.path}/{file}"
+        pickled = read_pickled(self.fd, file, self.source, single=single)
+        self._pickle = pickled, file
+        saved = pickled.saved
+        folders = list(dict.fromkeys(place for place in saved.tensors.values() if isinstance(place, str)))
+        self._folders.count(len(saved.tensors))
+        self.metas = self._folders.sure(folders, look)
+        self.entries, self.parts = entries_of_saved(saved, self.metas, file, pickled.size)
+        if not single and has_file(self.fd, DONE):
+            self.notes.append(
+                f"{self.path}: has {DONE} and {file}: what {file} names is taken, as OneFlow 0.6 and later do; "
+                "all else is passed over"
+            )
+        self.marker = Marker() if saved.container else Marker(record=saved.record, nested=True)
 
-    def _indexed(self, folders: Sequence[str], look: Look) -> dict[str, Meta] | None:
+    def check_unchanged(self) -> None:
+        """Notice that the pickle was written again: OneFlow does that in place.
+
+        Raises
+        ------
+        CorruptError
+            What was read may be of two saves.
+        """
+        if self._pickle is not None and not self._pickle[0].is_unchanged(self.fd, self._pickle[1]):
+            raise CorruptError(f"{self.source}: was changed while being read; load it again")
+
+    def part(self, blob: str, nbytes: int) -> Part:
+        """Tell where the bytes of a blob lie."""
+        return self.parts.get(blob) or Part(f"{blob}/{OUT}", 0, nbytes)
+
+    def file_of(self, blob: str) -> str:
+        """Path of the file that has the bytes of a blob."""
+        return os.path.join(self.folder, self.part(blob, 0).path)
+
+    @property
+    def is_pickled(self) -> bool:
+        """Whether a pickle tells what there is."""
+        return self._pickle is not None
+
+    def places(self, keys: Sequence[str]) -> dict[str, str]:
+        """Give key to folder of some tensors that an object names, each once, whether they are there or not; of those
+        of a pickle, which it says."""
+        if self._pickle is not None:
+            return {key: place for key, place in self._pickle[0].saved.tensors.items() if isinstance(place, str)}
+        return dict(zip(keys, folders_for(keys), strict=True))
+
+    def _indexed(self, folders: Sequence[str], look: Look, how: How) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
         try:
-            metas, copies = read_index(self.fd, self.path, self.marker)
+            metas, copies = read_index(self.fd, self.path, self.marker, how)
         except FormatError as problem:
             self.notes.append(f"{problem}; the folders were read instead")
             return None
         if metas.keys() != set(folders):
             return None
-        self.blobs = copies
+        self.blobs.update(copies)
+        self._unsized = {f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}
         if look != "none":
-            self.look_at({f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}, look)
+            self._folders.check(self._unsized, look)
+            self._unsized = {}
         return metas
 
     def look_at(self, blobs: dict[str, int], look: Look) -> None:
-        """Map those of some blobs, given by folder and size, that `look` says; small ones are read.
+        """Check the size of some blobs, given by folder, and map those that `look` says; small ones are read."""
+        self._folders.check(blobs, look)
 
-        Raises
-        ------
-        CorruptError
-            One is missing, or has another size.
-        """
-        for (folder, wanted), (_, out) in zip(blobs.items(), self._scan([*blobs], look, metas=False), strict=True):
-            size = out if isinstance(out, int) else len(out)
-            if size < 0:
-                raise unreadable(-size, f"{self.path}/{folder}/{OUT}")
-            if size != wanted:
-                raise CorruptError(
-                    f"{self.path}/{folder}/{OUT}: meta wants {wanted} bytes, file has {size}; take another copy"
-                )
-            if isinstance(out, _core.Mapping):
-                self.blobs[folder] = out
-
-    def _scan(
-        self, folders: Sequence[str], look: Look, *, metas: bool = True
-    ) -> list[tuple[bytes | int, int | _core.Mapping]]:
-        threads = min(self._readers(folders), -(-len(folders) // _WORTH_A_THREAD))
-        maps = look != "none" and len(folders) <= MAP_LIMIT
-        return _core.scan(self.fd, folders, map=maps, cold=_COLD.get(look, 0), metas=metas, threads=threads)
-
-    def _readers(self, folders: Sequence[str]) -> int:
-        """How many threads: where files must come from the disk, each waits for its own."""
-        samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
-        cold = any(not _core.is_resident(self.fd, f"{folder}/{META}") for folder in samples)
-        return _READERS if cold else len(os.sched_getaffinity(0))
-
-    def _metas(self, folders: Sequence[str], look: Look) -> dict[str, Meta]:
-        """Folder to meta; others' folders may lie one in the other (a key "a/b" of OneFlow)."""
-        metas: dict[str, Meta] = {}
-        foreign: list[str] = []
-        for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
-            if isinstance(out, _core.Mapping):
-                self.blobs[folder] = out
-            size = out if isinstance(out, int) else len(out)
-            meta = self._checked(folder, text, size)
-            if meta is not None:
-                metas[folder] = meta
-            if meta.count is None if meta is not None else text == size == _NO_ENTRY:
-                foreign.append(folder)
-        for folder in foreign:
-            metas.update(self._nested(folder, folder in metas))
-        return metas
-
-    def _checked(self, folder: str, text: bytes | int, size: int) -> Meta | None:
-        """Give the meta of a folder, whose text and size of `out` (or minus an errno) were asked for."""
-        meta = None
-        try:
-            if isinstance(text, int) or (size < 0 and not self._damaged):
-                self._pass_over(f"{self.path}/{folder}", text, size)
-                return None
-            where = f"{self.path}/{folder}"
-            if self._seals:
-                meta_file.check_seal(text, f"{where}/{META}")
-            meta = meta_file.parse(text, f"{where}/{META}")
-            if size < 0:
-                raise unreadable(-size, f"{where}/{OUT}")
-            return meta if meta.nbytes == size else meta_file.with_file_size(meta, size, where)
-        except (CheckpointError, OSError) as problem:
-            self._refuse(folder, problem, meta)
-            return None
-
-    def _nested(self, folder: str, is_tensor: bool) -> dict[str, Meta]:
-        inner = [f"{folder}/{name}" for name in folders_in(folder, self.fd)] if folder.count("/") < _DEPTH else []
-        if not inner and not is_tensor:
-            self.notes.append(f"{self.path}/{folder}: no tensor, passed over (neither {META} nor {OUT} in it)")
-        return self._metas(inner, "none") if inner else {}
-
-    def _pass_over(self, where: str, text: bytes | int, size: int) -> None:
-        """Note what is no tensor of anybody's; raise for a tensor that is damaged."""
-        if text == size == _NO_ENTRY:
-            return  # a folder of folders, perhaps
-        if text == _NO_FOLDER:
-            self.notes.append(f"{where}: a file that belongs to no snapshot, passed over")
-        elif text == _NO_ENTRY and size >= 0:
-            self.notes.append(
-                f"{where}/{META}: missing, so shape and dtype of {OUT} are unknown; passed over (OneFlow before 0.3.1 "
-                f"wrote no {META}: read such a blob with numpy.fromfile)"
-            )
-        elif isinstance(text, int):
-            raise unreadable(-text, f"{where}/{META}")
-        else:
-            raise unreadable(-size, f"{where}/{OUT}")
-
-    def select(self, keys: Iterable[str] | None) -> list[Entry]:
-        """Give the entries of some keys (of all for None), in saved order.
+    def select(self, keys: Iterable[str] | None, max_bytes: int | None = None) -> list[Entry]:
+        """Give the entries of some keys (of all for None), in saved order; the sizes of their blobs are checked.
 
         Raises
         ------
         KeyError
             A key is not in the snapshot.
+        LimitError
+            Their blobs have more than `max_bytes` in all.
+        CorruptError
+            A blob is missing, or has another size.
         """
+        entries = self._entries_of(keys)
+        total = sum({entry.blob: entry.meta.nbytes for entry in entries}.values()) if max_bytes is not None else 0
+        if max_bytes is not None and total > max_bytes:
+            raise LimitError(f"{self.path}: its tensors take {total} bytes, more than max_bytes={max_bytes}")
+        if self._unsized:
+            self._folders.check({e.blob: e.meta.nbytes for e in entries if e.blob in self._unsized}, "none")
+        return entries
+
+    def _entries_of(self, keys: Iterable[str] | None) -> list[Entry]:
         if keys is None:
             return list(self.entries.values())
-        wanted = {keys} if isinstance(keys, str) else set(keys)
+        wanted = set(keys)
         missing = sorted(wanted - self.entries.keys())
         if missing:
             more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""

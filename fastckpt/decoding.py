@@ -27,6 +27,7 @@ _COMPANIONS = {
     "timezone": {"name"},
     "tensor": {"as"},
 }
+_ALIKE = 1000  # numbers of one hash, of which each is compared with all others
 _ALL_COMPANIONS = frozenset().union(*_COMPANIONS.values())
 
 
@@ -105,6 +106,9 @@ class Reader(Walk):
         for item in items:
             if not is_hashable(item, allowed):
                 raise FormatError(f"wanted {WANTED[allowed]}, found {type(item).__qualname__}")
+        hashes = [hash(item) for item in items if type(item) is not str]  # of texts nobody can foresee them
+        if len(hashes) - len({*hashes}) > _ALIKE:
+            raise FormatError("wanted different keys, found numbers that were made to have one hash")
         return items
 
 

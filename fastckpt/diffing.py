@@ -118,7 +118,11 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Prog
         One of them is no complete snapshot; the message names the file.
     """
     watch = progress or _no_progress
-    return reading(a, lambda before: reading(b, lambda after: _Comparison(before, after, watch).difference()))
+
+    def compare(before: Contents) -> Difference:
+        return reading(b, lambda after: _Comparison(before, after, watch).difference(), index="table")
+
+    return reading(a, compare, index="table")
 
 
 class _Comparison:
@@ -156,6 +160,8 @@ class _Comparison:
 
     def is_one_file(self, before: Entry, after: Entry) -> bool:
         """Tell whether an unchanged tensor is a hard link to the earlier one."""
+        if before.blob in self.a.parts or after.blob in self.b.parts:
+            return False
         same = os.path.samestat(_status(self.a, before), _status(self.b, after))
         return same and before.meta.dtype == after.meta.dtype
 
@@ -193,7 +199,8 @@ def _read(contents: Contents, entry: Entry, at: int, count: int, room: Bytes) ->
     itemsize = entry.meta.dtype.itemsize
     piece = room[: count * itemsize]
     with _named(contents):
-        _core.read_into(contents.fd, f"{entry.blob}/{OUT}", at * itemsize, piece, size=entry.meta.nbytes)
+        path, begin, size = contents.part(entry.blob, entry.meta.nbytes)
+        _core.read_into(contents.fd, path, begin + at * itemsize, piece, size=size)
     return piece
 
 
@@ -205,7 +212,7 @@ def _named(contents: Contents) -> Iterator[None]:
     except _core.SizeChanged as change:
         raise CorruptError(f"{contents.path}: {change}; it was changed while being read") from None
     except OSError as problem:
-        problem.filename = os.path.join(contents.path, os.fsdecode(problem.filename or ""))
+        problem.filename = os.path.join(contents.folder, os.fsdecode(problem.filename or ""))
         raise
 
 

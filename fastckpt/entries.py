@@ -10,7 +10,7 @@ from fastckpt.layout import DONE, META
 from fastckpt.marker import Marker
 from fastckpt.meta import Meta
 
-__all__ = ["Damage", "Entry", "check_count", "check_record", "entries_of"]
+__all__ = ["Entry", "check_count", "check_record", "entries_of"]
 
 
 class Entry(NamedTuple):
@@ -20,14 +20,6 @@ class Entry(NamedTuple):
     folder: str
     meta: Meta
     blob: str
-
-
-class Damage(NamedTuple):
-    """What is wrong with a folder of a snapshot (or with its marker; with itself: ""), and its meta if that is not."""
-
-    folder: str
-    problem: Exception
-    meta: Meta | None = None
 
 
 def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: int = 0) -> None:
@@ -56,7 +48,10 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: 
     for count in counts:
         if len(metas) > count:
             raise CorruptError(f"{path}: {len(metas)} tensor folders, wants {count}; move the extra ones away")
-        places = {meta.place for meta in metas.values() if meta.place is not None}
+        places = {meta.place for meta in metas.values()}
+        if len(metas) == count and places == set(range(count)):
+            continue
+        places.discard(None)
         first = next((place for place in range(count) if place not in places), None)
         if first is not None and count - len(places) > damaged:
             raise CorruptError(
@@ -85,7 +80,8 @@ def entries_of(
         that folder is left out.
     """
     entries: dict[str, Entry] = {}
-    for folder, meta in sorted(metas.items(), key=_place):
+    ordered = all(meta.place == at for at, meta in enumerate(metas.values()))
+    for folder, meta in metas.items() if ordered else sorted(metas.items(), key=_place):
         key = folder if meta.name is None else meta.name
         if key in entries:
             twice = CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {entries[key].folder!r} too")

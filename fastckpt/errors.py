@@ -12,14 +12,24 @@ __all__ = [
     "CommitUncertain",
     "CorruptError",
     "FormatError",
+    "LimitError",
     "MismatchError",
     "NotCommittedError",
     "UnsupportedError",
+    "printable",
 ]
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal could take for a command, and line ends."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class CheckpointError(Exception):
-    """Base of all errors that fastckpt itself raises."""
+    """Base of all errors that fastckpt itself raises; names in their text, which come from anywhere, are escaped."""
+
+    def __str__(self) -> str:
+        return "\n\t".join(map(printable, super().__str__().split("\n\t")))  # torch's lists of keys have lines
 
 
 class BusyError(CheckpointError):
@@ -36,6 +46,10 @@ class CorruptError(CheckpointError):
 
 class FormatError(CheckpointError):
     """A file of the snapshot does not follow the format, or follows a later one."""
+
+
+class LimitError(CheckpointError):
+    """The snapshot is larger than the caller allowed by ``max_bytes`` or ``max_tensors``."""
 
 
 class UnsupportedError(CheckpointError):

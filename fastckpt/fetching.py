@@ -17,6 +17,7 @@ from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.errors import CorruptError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
+from fastckpt.opening import unreadable
 
 __all__ = [
     "DEPTH",
@@ -29,6 +30,7 @@ __all__ = [
     "map_files",
     "read_at",
     "read_into",
+    "read_runs",
     "runs",
     "with_path",
 ]
@@ -84,6 +86,8 @@ def fetch(
         _move(contents, [entry.blob for entry in entries], allocate)
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
     missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
+    inside = {blob: missing.pop(blob) for blob in list(missing) if blob in contents.parts}
+    _read(contents, inside, "read", threads, {}, allocate)
     if missing and allocate is None and not contents.looked:  # not all tensors are wanted
         look = look_for(mode, contents.fd)
         if look != "none":
@@ -92,7 +96,7 @@ def fetch(
     if mode == "mmap" or (
         mode == "auto" and allocate is None and missing and better_mapped(contents.fd, sum(missing.values()))
     ):
-        contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.path), strict=True))
+        contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.folder), strict=True))
         missing = {}
     there = {blob: digest for blob, digest in digests.items() if blob not in missing}
     check_memory(contents.path, contents.blobs, there, threads)
@@ -127,11 +131,12 @@ def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
 
 
 def with_path(problem: _core.SizeChanged | OSError, path: str) -> Exception:
-    """Say it with the path that the user knows."""
+    """Say it with the path that the user knows; a file that is gone may have gone with a snapshot that was replaced."""
     if isinstance(problem, _core.SizeChanged):
         return CorruptError(f"{path}: {problem}; it was changed while being read, load it again")
-    problem.filename = os.path.join(path, os.fsdecode(problem.filename or ""))
-    return problem
+    problem.filename = os.path.join(path, os.fsdecode(problem.filename)) if problem.filename else path
+    damage = unreadable(problem.errno or errno.EIO, problem.filename)
+    return problem if isinstance(damage, OSError) or problem.errno == errno.ENOENT else damage
 
 
 def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
@@ -144,20 +149,50 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
     targets : sequence of (Entry, buffer)
         A buffer has as many bytes as the tensor.
     """
-    parts = [part for entry, memory in targets for part in _parts(entry.blob, memory, direct=False)]
-    try:
-        for batch in _batches(parts):
-            _core.read_parts(contents.fd, batch, threads=len(os.sched_getaffinity(0)))
-    except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+    parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, direct=False)]
+    _read_parts(contents, parts, len(os.sched_getaffinity(0)))
 
 
 def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
     """Fill a buffer with the bytes of a tensor from `offset` on."""
     try:
-        _core.read_into(contents.fd, f"{entry.blob}/{OUT}", offset, buffer, size=entry.meta.nbytes)
+        path, at, size = contents.part(entry.blob, entry.meta.nbytes)
+        _core.read_into(contents.fd, path, at + offset, buffer, size=size)
     except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+        raise with_path(problem, contents.folder) from None
+
+
+def read_runs(contents: Contents, entry: Entry, runs: Sequence[tuple[int, int]]) -> _core.Mapping:
+    """Give some bytes of a tensor, one run after the other, in memory of their own.
+
+    Parameters
+    ----------
+    contents : Contents
+        The snapshot.
+    entry : Entry
+        The tensor.
+    runs : sequence of tuple of int
+        Offset and length of each.
+    """
+    path, begin, size = contents.part(entry.blob, entry.meta.nbytes)
+    at = 0
+    (memory,) = _core.allocate([sum(length for _, length in runs)])
+    view, parts = memoryview(memory), []
+    for offset, length in runs:
+        for done in range(0, length, PART):
+            room = view[at + done : at + min(done + PART, length)]
+            parts.append((path, begin + offset + done, room, size, 0))
+        at += length
+    _read_parts(contents, parts, WAITERS)
+    return memory
+
+
+def _read_parts(contents: Contents, parts: list[Part], threads: int) -> None:
+    try:
+        for batch in _batches(parts):
+            _core.read_parts(contents.fd, batch, threads=threads)
+    except (_core.SizeChanged, OSError) as problem:
+        raise with_path(problem, contents.folder) from None
 
 
 def _read(
@@ -172,18 +207,17 @@ def _read(
     system = filesystem_of(contents.fd)
     direct = mode in ("auto", "direct") and not (system.remote or system.in_memory)
     threads = threads or (WAITERS if system.remote else DEPTH if direct else len(os.sched_getaffinity(0)))
-    for run in runs(blobs):
-        contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
     warm = {b for b in blobs if allocate and mode == "auto" and _core.is_resident(contents.fd, f"{b}/{OUT}")}
-    parts = [part for b in blobs for part in _parts(b, contents.blobs[b], direct and b not in warm)]
     try:
-        if digests:
-            _read_and_check(contents, parts, threads, digests)
-            return
-        for batch in _batches(parts):
-            _core.read_parts(contents.fd, batch, threads=threads)
-    except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+        for run in runs(blobs):
+            contents.blobs.update(zip(run, (allocate or _core.allocate)([blobs[blob] for blob in run]), strict=True))
+    except OSError as problem:
+        raise with_path(problem, contents.folder) from None
+    parts = [part for b in blobs for part in _parts(contents, b, contents.blobs[b], direct and b not in warm)]
+    if digests:
+        _read_and_check(contents, parts, threads, digests)
+    else:
+        _read_parts(contents, parts, threads)
 
 
 def runs(blobs: dict[str, int]) -> Iterator[list[str]]:
@@ -200,11 +234,12 @@ def runs(blobs: dict[str, int]) -> Iterator[list[str]]:
         yield run
 
 
-def _parts(blob: str, memory: Any, direct: bool) -> Iterator[Part]:
+def _parts(contents: Contents, blob: str, memory: Any, direct: bool) -> Iterator[Part]:
     view, nbytes = memoryview(memory).cast("B"), memoryview(memory).nbytes
+    path, begin, size = contents.part(blob, nbytes)
     for at in range(0, nbytes, PART):
         room = -(-min(PART, nbytes - at) // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
-        yield f"{blob}/{OUT}", at, view[at : at + PART], nbytes, room
+        yield path, begin + at, view[at : at + PART], size, room
 
 
 def _batches(parts: list[Part]) -> Iterator[list[Part]]:
@@ -222,8 +257,11 @@ def _read_and_check(contents: Contents, parts: list[Part], threads: int, digests
         return crc32(view), len(view)
 
     found: Crcs = {}
-    for part, crc in zip(parts, parallel.run(work, parts, threads), strict=True):
-        found.setdefault(part[0].removesuffix(f"/{OUT}"), []).append(crc)
+    try:
+        for part, crc in zip(parts, parallel.run(work, parts, threads), strict=True):
+            found.setdefault(part[0].removesuffix(f"/{OUT}"), []).append(crc)
+    except (_core.SizeChanged, OSError) as problem:
+        raise with_path(problem, contents.path) from None
     compare(contents.path, found, digests)
 
 

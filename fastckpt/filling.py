@@ -11,10 +11,11 @@ from fastckpt import _core, parallel, tree
 from fastckpt.blobs import PIECE, row_pieces
 from fastckpt.checking import check
 from fastckpt.codec import KINDS, Codec, codec_for
-from fastckpt.contents import Contents, Entry, reading
+from fastckpt.contents import Contents, Entry, Index, reading
 from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.fetching import read_at, read_into
+from fastckpt.meta import Meta
 from fastckpt.sending import send
 from fastckpt.tree import Leaf
 
@@ -39,9 +40,10 @@ def load_into(
     Parameters
     ----------
     model_or_state : torch.nn.Module or object
-        Whose tensors (or arrays) are filled. A dtype that differs is converted, as torch does.
+        Whose tensors (or arrays) are filled. A dtype that differs is converted, as torch does. Where a snapshot has no
+        ``meta`` (OneFlow before 0.3.1), they say what shape and dtype its tensors are of.
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot, or single file of OneFlow.
     strict : bool
         Require the same keys on both sides.
     verify : bool
@@ -65,6 +67,7 @@ def load_into(
     targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
 
     def act(contents: Contents) -> IncompatibleKeys:
+        contents.select(None)
         keys = _match(model_or_state, targets, contents, strict)
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
         if verify:
@@ -72,7 +75,10 @@ def load_into(
         _fill(pairs, contents)
         return keys
 
-    return reading(path, act, seals=verify)
+    given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
+    far = any(target.codec.far(target.value) is not None for target in targets.values())
+    index: Index = "read" if far else "table"  # small copies are sent to a device, but not used here
+    return reading(path, act, index=index, given=given, seals=verify)
 
 
 class _Target(NamedTuple):

@@ -67,6 +67,7 @@ def sync_folder(fd: int) -> None:
         if problem.errno not in _NO_FOLDER_SYNC:
             raise
         _core.syncfs(fd)
+    os.fstat(fd)  # xfs syncs a folder without an error when its journal is lost; to this it answers EIO
 
 
 class Handle:
@@ -80,9 +81,10 @@ class Handle:
         Whether it is locked; None where the file system cannot.
     """
 
+    fd = -1  # here, so that one which had no memory to begin with can be closed
+    locked: bool | None = False
+
     def __init__(self, name: str, dir_fd: int | None = None, flags: int = FOLDER) -> None:
-        self.fd = -1
-        self.locked: bool | None = False
         with _opening:
             self.fd = os.open(name, flags, 0o666, dir_fd=dir_fd)
             _handles.add(self)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
 from fastckpt import _core
 from fastckpt import meta as meta_file
+from fastckpt.digests import crc32, digest_text
+from fastckpt.dtypes import BY_NUMBER
 from fastckpt.errors import FormatError
+from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import DONE
-from fastckpt.marker import LINE_LIMIT, Marker, parse_index
+from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, Marker, parse_index
 from fastckpt.meta import Meta
 
-__all__ = ["read_index", "whole_marker"]
+__all__ = ["How", "MarkerReader", "read_index", "read_table"]
 
-_PIECE = 4 << 20  # bytes
+_PIECE = 1 << 20  # bytes
+
+#: What of an index to take: all, mapped; all, read into memory; the metas only.
+How = Literal["map", "read", "table"]
 
 
-def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dict[str, _core.Mapping]]:
+def read_index(fd: int, path: str, marker: Marker, how: How) -> tuple[dict[str, Meta], dict[str, _core.Mapping]]:
     """Give all metas, and the copies of the small blobs, by folder.
 
     Parameters
@@ -25,6 +35,9 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
         Its folder, for errors.
     marker : Marker
         Its marker, which has an index.
+    how : {"map", "read", "table"}
+        A map brings in what is touched only, but whoever makes the file shorter meanwhile kills who touches it.
+        ``table``: no copies.
 
     Returns
     -------
@@ -34,51 +47,114 @@ def read_index(fd: int, path: str, marker: Marker) -> tuple[dict[str, Meta], dic
     Raises
     ------
     FormatError
-        The index cannot be read, or says what cannot be.
-    """
-    assert marker.index is not None, "the caller has seen it"
-    table_length, copies_at, size = marker.index
-    where = f"{path}/{DONE}"
-    memory = _shared(fd, where, size)
-    table = bytes(memoryview(memory)[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
-    metas: dict[str, Meta] = {}
-    copies: dict[str, _core.Mapping] = {}
-    for folder, text, nbytes, copy_at in parse_index(table, where, marker.table):
-        meta = metas[folder] = meta_file.parse(text, where)
-        if meta.nbytes != nbytes:
-            raise FormatError(f"{where}: the index gives {folder!r} {nbytes} bytes, its meta wants {meta.nbytes}")
-        if copy_at is not None:
-            if copies_at + copy_at + nbytes > size:
-                raise FormatError(f"{where}: the copy of {folder!r} lies behind the end of the file")
-            copies[folder] = memory.part(copies_at + copy_at, nbytes)
-    return metas, copies
-
-
-def whole_marker(fd: int, path: str, size: int) -> _core.Mapping:
-    """Map a marker that may lie on a failing disk, where the touch of a map would kill the process: it is read first.
-
-    Raises
-    ------
-    FormatError
-        It has another size.
+        The index has changed since it was saved, or says what cannot be.
     OSError
         It cannot be read.
     """
+    assert marker.index is not None, "the caller has seen it"
+    _, copies_at, size = marker.index
     where = f"{path}/{DONE}"
-    (room,) = _core.allocate([min(size, _PIECE)])
+    with _told(where):
+        whole = _core.share_file(fd, DONE, size) if how == "map" and not filesystem_of(fd).remote else None
+        table = read_table(fd, where, marker)
+        rows = [*_rows(table, where)]
+        copied = None if how == "table" else _copied(fd, marker, whole, len(rows))
+    metas: dict[str, Meta] = {}
+    copies: dict[str, _core.Mapping] = {}
+    for folder, meta, nbytes, copy_at in rows:
+        metas[folder] = meta
+        if copy_at is not None:
+            if copies_at % ALIGN or copies_at + copy_at + nbytes > size:
+                raise FormatError(f"{where}: the copy of {folder!r} lies where none can be")
+            if copied is not None:
+                copies[folder] = copied.part(copy_at, nbytes)
+    if len(metas) < len(rows):
+        raise FormatError(f"{where}: the index names a folder twice")
+    return metas, copies
+
+
+def _rows(table: bytes, where: str) -> Iterator[tuple[str, Meta, int, int | None]]:
+    """Give folder, meta, bytes, and where its copy lies, of each tensor."""
+    for folder, text, nbytes, copy_at in _core.parse_table(table, Meta, BY_NUMBER) or parse_index(table, where):
+        meta = text if isinstance(text, Meta) else meta_file.parse(text, where)
+        if meta is not text and meta.nbytes != nbytes:
+            raise FormatError(f"{where}: the index gives {folder!r} {nbytes} bytes, its meta wants {meta.nbytes}")
+        yield folder, meta, nbytes, copy_at
+
+
+def _copied(fd: int, marker: Marker, whole: _core.Mapping | None, rows: int) -> _core.Mapping | None:
+    """Give memory that has the copies: part of the map of the whole file, or read; None where there are none."""
+    assert marker.index is not None, "the caller has seen it"
+    _, at, size = marker.index
+    if size <= at:
+        return None
+    if whole is not None:
+        return whole.part(at, size - at)
+    if size - at > rows * (SMALL + ALIGN):  # a hole, perhaps: memory is not taken for more than copies can be
+        return None
+    (memory,) = _core.allocate([size - at])
+    _core.read_into(fd, DONE, at, memory, size=size)
+    return memory
+
+
+def read_table(fd: int, where: str, marker: Marker) -> bytes:
+    """Give the second line of the marker `where`, in the open folder `fd`; it has the digest that the first names."""
+    assert marker.index is not None, "the caller has seen it"
+    table_length, _, size = marker.index
+    table = bytearray(max(min(table_length, LINE_LIMIT, size - marker.table_at), 0))
+    with _told(where):
+        _core.read_into(fd, DONE, marker.table_at, table, size=size)
+    if marker.table is not None and marker.table != digest_text(crc32(table)):
+        raise FormatError(f"{where}: the index has changed since it was saved; save the snapshot anew")
+    return bytes(table)
+
+
+class MarkerReader:
+    """Reads a marker from front to back, many of its copies at a time.
+
+    Parameters
+    ----------
+    fd : int
+        Descriptor of the snapshot.
+    where : str
+        Path of the marker, for errors.
+    size : int
+        Its bytes.
+    """
+
+    def __init__(self, fd: int, where: str, size: int) -> None:
+        self._fd, self._where, self._size = fd, where, size
+        self._room = memoryview(bytearray(min(size, _PIECE)))
+        self._piece = self._room[:0]
+        self._at = 0  # of the piece
+
+    def pieces(self, at: int, end: int) -> Iterator[memoryview]:
+        """Give the bytes between two places, in pieces, each of which is good until the next is asked for.
+
+        Raises
+        ------
+        FormatError
+            The file has another size.
+        OSError
+            It cannot be read.
+        """
+        while at < min(end, self._size):
+            if not self._at <= at < self._at + len(self._piece):
+                self._at, self._piece = at, self._room[: self._size - at]
+                with _told(self._where):
+                    _core.read_into(self._fd, DONE, at, self._piece, size=self._size)
+            piece = self._piece[at - self._at : end - self._at]
+            at += len(piece)
+            yield piece
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Name the marker in errors of reading it."""
     try:
-        for at in range(0, size, _PIECE):
-            _core.read_into(fd, DONE, at, memoryview(room)[: size - at], size=size)
+        yield
     except _core.SizeChanged as change:
         raise FormatError(f"{where}: {change}") from None
     except OSError as problem:
         problem.filename = where
         raise
-    return _shared(fd, where, size)
-
-
-def _shared(fd: int, where: str, size: int) -> _core.Mapping:
-    try:
-        return _core.share_file(fd, DONE, size)
-    except _core.SizeChanged as change:
-        raise FormatError(f"{where}: {change}") from None

@@ -9,12 +9,12 @@ from typing import Any
 from fastckpt import tree
 from fastckpt.choosing import MODES, Mode, look_for
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import Contents, Entry, reading
+from fastckpt.contents import TENSORS, Contents, Entry, Index, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import Allocate, fetch
 from fastckpt.garbage import collector_at_rest
 from fastckpt.lanes import Lane
-from fastckpt.layout import DONE, META
+from fastckpt.layout import META
 from fastckpt.sending import send
 from fastckpt.warming import warm
 
@@ -34,15 +34,17 @@ def load(
     prefetch: bool = False,
     pin: bool = False,
     threads: int | None = None,
+    max_bytes: int | None = None,
+    max_tensors: int = TENSORS,
     weights_only: bool = True,
     **foreign: Any,
 ) -> Any:
-    """Load what `save` saved, or any flat directory of OneFlow.
+    """Load what `save` saved, or what any release of OneFlow did.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; of OneFlow 1.0 or later also its single file.
     map_location : str, torch.device or dict, optional
         torch's name for `device`; a dict says where what was on the "cpu" shall go.
     as_ : {"torch", "numpy"}, optional
@@ -52,7 +54,8 @@ def load(
         Where the tensors go; the CPU by default. To a CUDA device they go through page-locked memory, while the next
         are read; ``mode="mmap"`` makes maps and copies those.
     keys : iterable of str, optional
-        Load these tensors only; the result is then a flat dict of them, in saved order.
+        Load these tensors only; the result is then a flat dict of them, in saved order. No other is looked at, where
+        the folders have the names of the keys.
     verify : bool
         Check the digests of all tensors loaded that have one, on the way, and first those of the metas.
     mode : {"auto", "mmap", "read", "direct"}
@@ -61,7 +64,9 @@ def load(
         same, past the page cache. ``auto``: as ``mmap`` where the system brings in huge pages (ext4 since Linux 6.16,
         xfs since 5.18), tensors of less than 2 MiB being read ahead; elsewhere what lies in the page cache is mapped,
         and the rest read past it at the speed of the device (or mapped, if a process loads it for the second time, or
-        has no memory for it); over a network all is read.
+        has no memory for it); over a network all is read. For a folder that others can write to, take ``read`` or
+        ``direct``: whoever cuts a mapped file kills the process that touches it (SIGBUS); what was read is safe, and
+        what is cut while it is read is an error.
     mmap : bool, optional
         torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
     prefetch : bool
@@ -71,6 +76,11 @@ def load(
         mapped.
     threads : int, optional
         That read; by default as many as the device can serve.
+    max_bytes : int, optional
+        Refuse, before memory is taken for any, tensors of more bytes than this, ties counted once. No limit by default:
+        files cost nothing to map, and are read only where there is memory.
+    max_tensors : int
+        Refuse a snapshot of more tensors than this before looking into them.
     weights_only : bool
         torch's argument. Nothing in a snapshot is ever executed, so only True is allowed.
 
@@ -83,6 +93,8 @@ def load(
     ------
     NotCommittedError, CorruptError, FormatError
         The folder is no complete, sound snapshot; the message names the file.
+    LimitError
+        There is more than `max_bytes` or `max_tensors` allow.
     UnsupportedError
         A tensor cannot be given in the form asked for.
     KeyError
@@ -91,26 +103,27 @@ def load(
         What the system refused, with errno and path.
     """
     _check_arguments(path, weights_only, foreign)
-    make = Maker(as_, _device(map_location, device))
-    way = _mode(mode, mmap)
+    make, way = Maker(as_, _device(map_location, device)), _mode(mode, mmap)
     lane = None if way == "mmap" else make.lane()
     allocate = make.locked_memory(way) if pin else None
-    look = "none" if keys is not None or pin or lane is not None else look_for(way, path)
+    wanted = keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
+    checked_first = pin or any(limit is not None for limit in (keys, max_bytes, lane))
+    look = "none" if checked_first else look_for(way, path)
 
     def act(contents: Contents) -> Any:
-        entries = contents.select(keys)
+        entries = contents.select(wanted, max_bytes)
         if lane is not None:
             far = FarMaker(make, lambda entry: fetch(contents, [entry], way, threads=threads, verify=verify)[0])
-            made = _assemble(contents, entries, [None] * len(entries), keys, far)
+            made = _assemble(contents, entries, [None] * len(entries), wanted, far)
             far.fill(contents, lane, mode=way, threads=threads, verify=verify)
             return made
         buffers = fetch(contents, entries, way, threads=threads, verify=verify, allocate=allocate)
         if prefetch:
             warm(buffers)
-        return _assemble(contents, entries, buffers, keys, make)
+        return _assemble(contents, entries, buffers, wanted, make)
 
     with collector_at_rest():
-        return reading(path, act, look=look, seals=verify)
+        return reading(path, act, look=look, index=_index(way), keys=wanted, max_tensors=max_tensors, seals=verify)
 
 
 def _assemble(
@@ -214,7 +227,7 @@ def nested(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
             raise CorruptError(f"{contents.path}: the object holds a tensor {key!r} that no folder has")
         return leaf(key, framework)
 
-    return tree.unflatten(contents.marker.record, present, KINDS.unpack, where=f"{contents.path}/{DONE}")
+    return tree.unflatten(contents.marker.record, present, KINDS.unpack, where=contents.source)
 
 
 def flat(contents: Contents, items: dict[str, Any]) -> Any:
@@ -238,6 +251,10 @@ def _mode(mode: Mode, mmap: bool | None) -> Mode:
     if mode != "auto":
         raise TypeError("mmap and mode mean the same; give one of them")
     return "mmap" if mmap else "read"
+
+
+def _index(mode: Mode) -> Index:
+    return "read" if mode in ("read", "direct") else "map"
 
 
 def _device(map_location: Any, device: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from fastckpt.digests import crc32, digest_text
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 from fastckpt.seals import has_intact_seal, refuse_unsealed, sealed
+from fastckpt.texts import found
 
 __all__ = [
     "ALIGN",
@@ -140,13 +141,13 @@ def parse_marker(line: bytes, size: int, where: str) -> Marker:
     head = _json(line, where)
     if head.get("version") != VERSION:
         raise FormatError(
-            f"{where}: version {head.get('version')!r}, this fastckpt reads {VERSION}; install a newer one"
+            f"{where}: version {_shown(head.get('version'))}, this fastckpt reads {VERSION}; install a newer one"
         )
     count, index = head.get("count"), head.get("index")
     if type(count) is not int or count < 0:
-        raise FormatError(f"{where}: count must be a number >= 0, found {count!r}")
+        raise FormatError(f"{where}: count must be a number >= 0, found {_shown(count)}")
     if index is not None and not _are_lengths(index):
-        raise FormatError(f"{where}: index must be three numbers >= 0, found {index!r}")
+        raise FormatError(f"{where}: index must be three numbers >= 0, found {_shown(index)}")
     refuse_unsealed(() if is_sealed else head.keys() - _FIELDS, where)
     wanted = len(line) if index is None else index[2]
     if size != wanted:
@@ -161,26 +162,32 @@ def is_nearly_ours(head: bytes) -> bool:
     return wrong <= _DAMAGED and head != PREFIX and (len(head) == len(PREFIX) or not wrong)
 
 
-def parse_index(table: bytes, where: str, digest: str | None = None) -> list[IndexEntry]:
-    """Read the second line of a marker, which must have the digest, if there is one.
+def parse_index(table: bytes, where: str) -> list[IndexEntry]:
+    """Read the second line of a marker.
 
     Raises
     ------
     FormatError
-        It is damaged, or not understood.
+        It is no table, names a folder twice, or has copies that overlap or are not aligned.
     """
-    if digest is not None and digest != digest_text(crc32(table)):
-        raise FormatError(f"{where}: the index has changed since it was saved; save the snapshot anew")
     try:
         entries = [IndexEntry(f, m.encode("ascii"), n, c) for f, m, n, c in json.loads(table)]
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:
         raise FormatError(f"{where}: the index cannot be read: {problem}") from problem
+    free = 0  # where the next copy may begin
     for entry in entries:
         folder, _, nbytes, at = entry
-        numbers = type(nbytes) is int and nbytes >= 0 and (at is None or (type(at) is int and at >= 0))
-        if type(folder) is not str or not numbers:
-            raise FormatError(f"{where}: the index has an entry that cannot be: {entry!r:.200}")
+        numbers = type(nbytes) is int and nbytes >= 0 and (at is None or (type(at) is int and at >= free))
+        if type(folder) is not str or not numbers or (at or 0) % ALIGN:
+            raise FormatError(f"{where}: the index has an entry that cannot be: that of {_shown(folder)}")
+        free = free if at is None else at + nbytes
+    if len({entry.folder for entry in entries}) < len(entries):
+        raise FormatError(f"{where}: the index names a folder twice")
     return entries
+
+
+def _shown(value: Any) -> str:
+    return str(value) if type(value) is int and abs(value) < 2**64 else found(value)
 
 
 def _are_lengths(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastckpt.contents import Entry
+from fastckpt.errors import printable
 from fastckpt.outline import Described, Node, Tensor
 from fastckpt.places import METADATA, Step
 
@@ -20,11 +21,6 @@ _MANY = 10  # items of a list
 _FEW = 8  # items shown of a list that has more than that
 _NUMBER = re.compile(r"-?\.?[0-9]")
 _BRACKETS = {"list": ("[", "]"), "tuple": ("(", ")"), "set": ("{", "}"), "frozenset": ("frozenset({", "})")}
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal could take for a command, and line ends."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def safe(name: str) -> str:

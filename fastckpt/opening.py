@@ -12,19 +12,17 @@ from fastckpt.errors import CorruptError, FormatError, NotCommittedError
 from fastckpt.layout import DONE, PICKLE
 from fastckpt.marker import LINE_LIMIT, PREFIX, Marker, is_nearly_ours, parse_marker
 
-__all__ = [
-    "GRAPH",
-    "check_still_there",
-    "folders_in",
-    "open_folder",
-    "read_marker",
-    "unreadable",
-    "was_replaced",
-]
+__all__ = ["GRAPH", "GRAPH_OPTIONS", "PLAIN_FILE", "check_still_there", "no_snapshot", "open_folder", "open_snapshot"]
+__all__ += ["read_marker", "unreadable", "was_replaced"]
 
-_PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV}
+GRAPH_OPTIONS = "one_embedding_options.json"  # may stand beside it
+_FIRST, _MORE = 64 << 10, 1 << 20  # bytes of the marker read at a time
+_DAMAGE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV),
+    *(errno.ENXIO, errno.ENODEV),  # a socket, or a device that is not there
+}
 _RENAMES = 3  # how often a reader may see neither name of a snapshot that is being replaced
 
 
@@ -34,16 +32,32 @@ def open_folder(path: str) -> int:
     for patience in range(_RENAMES, -1, -1):
         try:
             return os.open(path, flags)
-        except NotADirectoryError:
-            raise FormatError(
-                f"{path}: a file; a snapshot is a folder (torch.load or safetensors may read it)"
-            ) from None
         except FileNotFoundError:
             with suppress(OSError):  # between two renames it stands there; behind them it is where it was looked for
                 return os.open(previous_of(os.path.realpath(path)), flags)
             if not patience:
                 raise
     raise AssertionError("the last attempt raises")
+
+
+def open_snapshot(path: str) -> tuple[int, str, str | None]:
+    """Give a descriptor of a folder, its path, and the file in it that is the snapshot, where that is a single file."""
+    try:
+        return open_folder(path), path, None
+    except NotADirectoryError:
+        folder, file = os.path.split(os.path.realpath(path))
+    try:
+        return open_folder(folder), folder, file
+    except NotADirectoryError:
+        raise no_snapshot(path) from None
+
+
+def no_snapshot(path: str) -> FormatError:
+    """Say of a file that it is none of ours."""
+    return FormatError(
+        f"{path}: a file; a snapshot is a folder, or one file that OneFlow 1.0 or later saved (torch.load or "
+        "safetensors may read it)"
+    )
 
 
 def was_replaced(path: str, fd: int) -> bool:
@@ -66,25 +80,44 @@ def read_marker(path: str, fd: int) -> Marker:
     """
     where = os.path.join(path, DONE)
     try:
-        marker = os.open(DONE, _PLAIN_FILE, dir_fd=fd)
+        marker = os.open(DONE, PLAIN_FILE, dir_fd=fd)
     except FileNotFoundError:
         return _unmarked(path, fd)
     except OSError as problem:
-        raise CorruptError(f"{where}: {problem.strerror}; a plain file was wanted") from None
+        raise unreadable(problem.errno or errno.EIO, where) from None
     try:
         status = os.fstat(marker)
         if not stat.S_ISREG(status.st_mode):
             raise CorruptError(f"{where}: no plain file, so nothing says that this snapshot is complete")
         if not status.st_size:
             return Marker()
-        with open(marker, "rb", closefd=False) as file:
-            head = file.peek(len(PREFIX))[: len(PREFIX)]
-            if is_nearly_ours(head):
-                raise CorruptError(f"{where}: damaged in its first bytes; load an earlier snapshot")
-            ours = head == PREFIX
-            return parse_marker(file.readline(LINE_LIMIT + 1), status.st_size, where) if ours else Marker(foreign=True)
+        return parse_marker(_first_line(marker, where), status.st_size, where)
+    except OSError as problem:
+        problem.filename = where
+        raise
     finally:
         os.close(marker)
+
+
+def _first_line(fd: int, where: str) -> bytes:
+    """Read no more than a line can be: none of ours is without our prefix, or has a NUL."""
+    piece = os.pread(fd, _FIRST, 0)
+    if is_nearly_ours(piece[: len(PREFIX)]):
+        raise CorruptError(f"{where}: damaged in its first bytes; load an earlier snapshot")
+    ours, line = piece.startswith(PREFIX), bytearray()
+    while piece:
+        line += piece[: piece.find(b"\n") + 1] or piece
+        if not ours or b"\n" in piece or b"\0" in piece or len(line) > LINE_LIMIT:
+            break
+        piece = os.pread(fd, _MORE, len(line))
+    return bytes(line)
+
+
+def unreadable(code: int, where: str) -> Exception:
+    """What is missing or no plain file is damage; everything else is the system's refusal."""
+    if code in _DAMAGE:
+        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
+    return OSError(code, os.strerror(code), where)
 
 
 def _unmarked(path: str, fd: int) -> Marker:
@@ -93,8 +126,7 @@ def _unmarked(path: str, fd: int) -> Marker:
         return Marker()
     if PICKLE in names:
         raise NotCommittedError(
-            f"{path}: no {DONE}, but {PICKLE}: a pickle directory of OneFlow 0.6 or later, which is not read here; "
-            "save its state dict with this library instead"
+            f"{path}: no {DONE}, and {PICKLE} is no plain file as OneFlow 0.6 and later write it; take another copy"
         )
     raise NotCommittedError(
         f"{path}: no {DONE}, so this is no snapshot, or one whose save never finished; load an earlier one"
@@ -107,22 +139,3 @@ def check_still_there(mark: str, path: str, fd: int) -> None:
         os.stat(mark, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError:
         raise NotCommittedError(f"{path}: {mark} vanished during the look at it; load it again") from None
-
-
-def unreadable(code: int, where: str) -> Exception:
-    """What is missing or no plain file is damage; everything else is the system's refusal."""
-    if code in _DAMAGE:
-        return CorruptError(f"{where}: {os.strerror(code)}; a plain file was wanted, load an earlier snapshot")
-    return OSError(code, os.strerror(code), where)
-
-
-def folders_in(folder: str, dir_fd: int) -> list[str]:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    except OSError:
-        return []
-    try:
-        with os.scandir(fd) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    finally:
-        os.close(fd)

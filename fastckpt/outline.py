@@ -15,7 +15,7 @@ from fastckpt.codec import KINDS
 from fastckpt.contents import Contents, Entry
 from fastckpt.decoding import Describer
 from fastckpt.errors import CorruptError, UnsupportedError
-from fastckpt.layout import DONE, META
+from fastckpt.layout import META
 from fastckpt.places import METADATA, Step, fields_of, located, show
 
 __all__ = ["Described", "Node", "Tensor", "outline", "outline_of_names"]
@@ -80,13 +80,13 @@ def outline(contents: Contents) -> Node:
             raise CorruptError(f"{contents.path}: the object holds a tensor {key!r} that no folder has")
         return Tensor(entries[key], framework)
 
-    record, file = (contents.marker.record, DONE) if nested else _container(entries)
+    record, where = (contents.marker.record, contents.source) if nested else _container(contents)
     reader = _Reader(leaf)
-    with located(reader, f"{contents.path}/{file}: "):
+    with located(reader, f"{where}: "):
         value = reader.value(record)
     if not nested:
         if not isinstance(value, dict) or value:
-            raise CorruptError(f"{contents.path}/{file}: the container of a flat snapshot must be an empty dict")
+            raise CorruptError(f"{where}: the container of a flat snapshot must be an empty dict")
         value.update((key, Tensor(entry, None)) for key, entry in entries.items())
     return _node((), value)
 
@@ -141,12 +141,12 @@ def _unpack(tag: str, data: Any) -> Any:
     return Described(f"{tag}({json.dumps(data)})")
 
 
-def _container(entries: dict[str, Entry]) -> tuple[Any, str]:
+def _container(contents: Contents) -> tuple[Any, str]:
     """Record of what a flat object is, and the file that says it."""
-    first = next(iter(entries.values()), None)
+    first = next(iter(contents.entries.values()), None)
     if first is None or first.meta.container is None:
-        return {"dict": []}, DONE
-    return first.meta.container, f"{first.folder}/{META}"
+        return {"dict": []}, contents.source
+    return first.meta.container, f"{contents.path}/{first.folder}/{META}"
 
 
 def _node(parts: tuple[Any, ...], value: Any) -> Node:

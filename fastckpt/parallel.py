@@ -67,13 +67,14 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
     except BaseException:
         todo.clear()
         _wait_for(helpers)
+        problems.clear()  # whose frames hold this one, and all that the jobs hold
         raise
     try:
         if problems:
             raise problems[0]
         return results
     finally:
-        problems.clear()  # whose frames hold this one
+        problems.clear()
 
 
 def _start(work: Callable[[], None], count: int, started: list[Thread]) -> None:

@@ -132,4 +132,4 @@ def _unlock(unlock: Callable[[], object], _memory: _core.Mapping, pid: int) -> N
 
 
 def _address(memory: _core.Mapping) -> int:
-    return int(np.frombuffer(memoryview(memory), np.uint8).__array_interface__["data"][0])
+    return np.frombuffer(memoryview(memory), np.uint8).ctypes.data

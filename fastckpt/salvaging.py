@@ -15,8 +15,8 @@ from fastckpt.entries import entries_of
 from fastckpt.errors import CheckpointError
 from fastckpt.fetching import runs
 from fastckpt.garbage import collector_at_rest
-from fastckpt.indexed import read_index, whole_marker
-from fastckpt.layout import DONE, OUT, folders_for
+from fastckpt.indexed import read_index
+from fastckpt.layout import DONE
 from fastckpt.loading import Maker, flat
 from fastckpt.meta import Meta
 from fastckpt.problems import Problem, Unsound
@@ -59,6 +59,8 @@ def salvage(
     ------
     UnsupportedError
         A tensor cannot be given in the form asked for.
+    FormatError, CorruptError
+        A pickle of OneFlow, without which its folders mean nothing, cannot be read.
     OSError
         The folder itself cannot be looked at.
 
@@ -77,7 +79,7 @@ def salvage(
 
     with collector_at_rest():
         try:
-            return reading(path, act, by_index=False, seals=True, damaged=True)
+            return reading(path, act, index="ignore", seals=True, damaged=True)
         except Unsound as unsound:
             found: Salvage = unsound.result
             return found
@@ -128,14 +130,15 @@ class _Salvager:
         if marker.index is None:
             return {}, {}
         try:
-            whole_marker(self.contents.fd, self.path, marker.index[2])
-            return read_index(self.contents.fd, self.path, marker)
+            return read_index(self.contents.fd, self.path, marker, "read")
         except (CheckpointError, OSError) as problem:
             self.problems.append(Problem.of(problem, f"{self.path}/{DONE}"))
             return {}, {}
 
     def _entries(self) -> dict[str, Entry]:
         """Give all tensors of which a sound meta is there: in the folder, else in the index."""
+        if self.contents.is_pickled:
+            return self.contents.entries
         metas = {**self.metas, **self.contents.metas}
         alone: list[str] = []
         entries = entries_of(metas, self.path, lambda folder, _: alone.append(folder))
@@ -164,7 +167,7 @@ class _Salvager:
 
     def _keep_if_sound(self, blob: str, folder: str, found: int | Exception, meta: Meta) -> None:
         """Drop the bytes of a blob, which were read from a folder, if they are not those that were saved."""
-        where = f"{self.path}/{folder}/{OUT}"
+        where = self.contents.file_of(folder)
         error = problem_with(found, meta.digest, where)
         if error is not None:
             del self.memory[blob]
@@ -196,22 +199,23 @@ class _Salvager:
         """Say why each tensor is lost of which a name is known."""
         if self._count() and len(intact) >= self._count():
             return {}  # what else is damaged was never a part of it
-        names = self._names()
         return {
             key: self.reasons.get(folder) or Problem(f"{self.path}/{folder}", "missing")
-            for folder, key in names.items()
+            for key, folder in self._names().items()
             if key not in intact
         }
 
     def _names(self) -> dict[str, str]:
-        """Give the key of every folder that is or should be there."""
-        named = self._named() or []
+        """Give the folder of every key that is or should be there."""
+        places = self.contents.places(self._named() or [])
         damaged = {found.folder: found.meta for found in self.contents.damage if found.folder not in ("", DONE)}
         folders = {folder: folder for folder in damaged}
-        folders |= dict(zip(folders_for(named), named, strict=True))
+        folders |= {folder: key for key, folder in places.items()}
         metas = {**{f: m for f, m in damaged.items() if m is not None}, **self.metas}
         folders |= {folder: meta.name or folder for folder, meta in metas.items()}
-        return folders | {entry.folder: key for key, entry in self.entries.items()}
+        folders |= {entry.folder: key for key, entry in self.entries.items()}
+        ties = places if self.contents.is_pickled else {}  # of which one folder has all
+        return {key: folder for folder, key in folders.items()} | ties
 
     def _named(self) -> list[str] | None:
         """Give the names of the tensors in the record of a nested object; None where there is none, or no good one."""
@@ -234,7 +238,7 @@ class _Salvager:
             entry = intact.get(key)
             return None if entry is None else make(entry, self.memory[entry.blob], framework)
 
-        marker, where = self.contents.marker, f"{self.path}/{DONE}"
+        marker, where = self.contents.marker, self.contents.source
         try:
             if marker.nested:
                 return tree.unflatten(marker.record, leaf, KINDS.unpack, where=where), True

@@ -14,7 +14,8 @@ from fastckpt.errors import UnsupportedError
 from fastckpt.garbage import collector_at_rest
 from fastckpt.handles import named
 from fastckpt.plan import WritePlan
-from fastckpt.writing import Progress, way_for, write_items
+from fastckpt.ways import way_for
+from fastckpt.writing import Progress, write_items
 
 __all__ = ["check_path", "plan_of", "save", "settle", "write_plan"]
 

@@ -64,7 +64,7 @@ def send(
     try:
         notes = stream(lane, loads, filler, threads or filler.threads)
     except (_core.SizeChanged, OSError) as problem:
-        raise with_path(problem, contents.path) from None
+        raise with_path(problem, contents.folder) from None
     found: Crcs = {}
     for blob, crc, length in (note for load in notes for note in load):
         found.setdefault(blob, []).append((crc, length))
@@ -91,7 +91,8 @@ class _Filler:
             if piece.blob in kept:
                 view[:] = memoryview(kept[piece.blob])[piece.offset : piece.offset + piece.length]
             else:
-                parts.append((f"{piece.blob}/{OUT}", piece.offset, view, self._sizes[piece.blob], self._space(piece)))
+                path, at, size = self._contents.part(piece.blob, self._sizes[piece.blob])
+                parts.append((path, at + piece.offset, view, size, self._space(piece)))
         _core.read_parts(self._contents.fd, parts)
         return [(p.blob, crc32(room[p.at : p.at + p.length]), p.length) for p in load if self._verify]
 
@@ -100,6 +101,8 @@ class _Filler:
         return -(-piece.length // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if self._past_cache(piece.blob) else 0
 
     def _past_cache(self, blob: str) -> bool:
+        if blob in self._contents.parts:
+            return False
         if self._mode != "auto":
             return self._mode == "direct"
         if self._sizes[blob] <= SMALL:

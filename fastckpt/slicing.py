@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["Parts", "forward", "spell_out", "touched"]
+__all__ = ["Box", "Parts", "boxed", "forward", "spell_out", "touched"]
 
 Parts: TypeAlias = "list[int | slice | None]"
+
+
+class Box(NamedTuple):
+    """A smaller array, out of which the same is picked.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the smaller array.
+    parts : list
+        What picks from it what was wanted of the whole one.
+    runs : list of tuple of int
+        Which bytes of the whole one it consists of, in order: offset and length.
+    """
+
+    shape: tuple[int, ...]
+    parts: Parts
+    runs: list[tuple[int, int]]
 
 
 def spell_out(index: Any, shape: Sequence[int], name: str) -> Parts:
@@ -92,3 +112,53 @@ def forward(parts: Parts, shape: Sequence[int]) -> tuple[Parts, list[int]]:
         onward.append(part)
         axis += not isinstance(part, int)
     return onward, turned
+
+
+def boxed(parts: Parts, shape: Sequence[int], itemsize: int, gap: int) -> Box:
+    """Give the array that has to be read for these parts: rows that are not wanted are left out, but for those in gaps
+    of up to `gap` bytes, which cost less than another question."""
+    picks: list[range] = []  # which indices of each dimension the box has
+    inner: Parts = []  # what to pick of them
+    along = False  # whether all that lies inside a dimension's rows is read
+    any_at_all = touched(parts, shape)[2] > 0
+    stride = prod(shape) * itemsize
+    dims = iter(shape)
+    for at, part in enumerate(parts):
+        if part is None:
+            inner.append(part)
+            continue
+        dim = next(dims)
+        stride //= max(dim, 1)
+        here = range(dim)[part] if isinstance(part, slice) else range(dim)[part : part + 1 or None]
+        if along:
+            picks.append(range(dim))
+            inner.append(part)
+            continue
+        onward = here if here.step > 0 else here[::-1]
+        whole = onward.step == 1 and _all_inside(parts[at + 1 :], shape[len(picks) + 1 :])
+        along = any_at_all and len(here) > 1 and (whole or stride * onward.step <= gap)
+        picks.append(range(onward[0], onward[-1] + 1) if along else onward)
+        step = here.step if along else 1 if here is onward else -1
+        inner.append(slice(None, None, step) if isinstance(part, slice) else 0)
+    return Box(tuple(map(len, picks)), inner, [*_runs(picks, shape, itemsize)])
+
+
+def _all_inside(parts: Parts, shape: Sequence[int]) -> bool:
+    picked = [part for part in parts if part is not None]
+    return all(
+        len(range(dim)[part]) == dim if isinstance(part, slice) else dim == 1
+        for part, dim in zip(picked, shape, strict=True)
+    )
+
+
+def _runs(picks: Sequence[range], shape: Sequence[int], itemsize: int) -> Iterator[tuple[int, int]]:
+    """Give offset and length of each run of bytes that lies in a box: its last dimensions are whole."""
+    tail = len(shape)
+    run = itemsize
+    while tail and run == prod(shape[tail:]) * itemsize and picks[tail - 1].step == 1:
+        tail -= 1
+        run *= len(picks[tail])
+    first = picks[tail][0] * prod(shape[tail + 1 :]) * itemsize if run and tail < len(shape) else 0
+    strides = [prod(shape[at + 1 :]) * itemsize for at in range(tail)]
+    for outer in product(*picks[:tail]) if run else ():
+        yield sum(map(operator.mul, outer, strides)) + first, run

@@ -3,85 +3,70 @@
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fastckpt import _core
+from fastckpt.choosing import look_for_open
 from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import MAP_LIMIT, Contents, Entry, reading
-from fastckpt.fetching import check_memory, fetch, map_files
+from fastckpt.contents import TENSORS, Contents, Entry, reading
+from fastckpt.lazy import Doubts, Maps, Reads
 from fastckpt.loading import flat, nested
-from fastckpt.slicing import spell_out, touched
+from fastckpt.slicing import spell_out
 
 __all__ = ["Snapshot", "TensorHandle", "open"]
 
-_EXACT = 64 << 20  # bytes in one run that are asked for at once; longer ones come by read-ahead
-_HINT = 128 << 10  # bytes: of one hint the kernel takes no more than it reads ahead, which is seldom less than that
-_LONG_RUN = 256 << 10  # bytes in one run among gaps that are worth the kernel's read-ahead
 
-
-def open(path: str | os.PathLike[str], *, as_: str | None = None, verify: bool = False) -> Snapshot:
+def open(
+    path: str | os.PathLike[str],
+    *,
+    as_: str | None = None,
+    verify: bool = False,
+    max_bytes: int | None = None,
+    max_tensors: int = TENSORS,
+) -> Snapshot:
     """Open a snapshot without loading it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Folder of the snapshot.
+        Folder of the snapshot; or a single file of OneFlow, whose tensors are read into memory now.
     as_ : {"torch", "numpy"}, optional
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
     verify : bool
         Check the metas now, and the digest of a tensor when it is indexed for the first time, which reads all of it.
+    max_bytes, max_tensors : int
+        As in `load`: refuse what is larger.
 
     Returns
     -------
     Snapshot
-        It stays what it is when a save replaces the snapshot at `path`; one of over 30,000 tensors, more than a
-        process can have mapped at once, raises FileNotFoundError for what it has not touched by then.
+        It stays what it is when a save replaces the snapshot at `path`, but for two kinds, which raise
+        FileNotFoundError for what they have not handed out by then: one of over 30,000 tensors, more than a process can
+        have mapped at once, and one on a network file system or FUSE. There nothing is mapped: each index reads the
+        bytes that it asks for, into memory of their own.
 
     Raises
     ------
     NotCommittedError, CorruptError, FormatError
         The folder is no complete, sound snapshot; the message names the file.
+    LimitError
+        There is more than `max_bytes` or `max_tensors` allow.
+
+    Notes
+    -----
+    Its tensors are maps. No save changes a file that is mapped; but if others can write to the folder, and cut a file
+    in place, whoever touches the lost pages is killed by the system. ``load(mode="read")`` maps nothing.
     """
     framework = codec_for(as_ or default_framework()).name
-    return reading(path, lambda contents: Snapshot(contents, framework, verify), look="all", seals=verify)
+    look = look_for_open(path)
 
+    def act(contents: Contents) -> Snapshot:
+        entries = contents.select(None, max_bytes)
+        if contents.looked != (look != "none"):
+            contents.look_at({e.blob: e.meta.nbytes for e in entries if e.blob not in contents.blobs}, look)
+        return Snapshot(contents, framework, verify)
 
-class _Blobs:
-    """The maps of a snapshot: all made now, so that they outlive it; one by one where they would be too many."""
-
-    def __init__(self, contents: Contents, verify: bool) -> None:
-        entries = list(contents.entries.values())
-        self._path = contents.path
-        self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
-        self._fd = -1
-        self._doubtful = {entry.blob for entry in entries if verify}
-        if len(entries) <= MAP_LIMIT:
-            self._maps = dict(zip([entry.blob for entry in entries], fetch(contents, entries, "mmap"), strict=True))
-        else:
-            self._fd = os.dup(contents.fd)
-            weakref.finalize(self, os.close, self._fd)
-
-    def __call__(self, entry: Entry) -> _core.Mapping:
-        blob = self._maps.get(entry.blob)
-        if blob is None:
-            (blob,) = map_files(self._fd, {entry.blob: entry.meta.nbytes}, self._path)
-            self._maps[entry.blob] = blob
-        if entry.blob in self._doubtful:
-            check_memory(self._path, {entry.blob: blob}, {entry.blob: entry.meta.digest})
-            self._doubtful.discard(entry.blob)
-        return blob
-
-
-def _announce(blob: _core.Mapping, first: int, run: int, count: int) -> None:
-    """Tell the kernel which bytes will be touched: its own guess is to read what lies around each of them."""
-    if run == count < min(len(blob), _EXACT):
-        blob.advise(_core.MADV_RANDOM)
-        for at in range(first, first + run, _HINT):
-            blob.advise(_core.MADV_WILLNEED, at, min(_HINT, first + run - at))
-    else:
-        blob.advise(_core.MADV_RANDOM if run < min(_LONG_RUN, len(blob)) else _core.MADV_NORMAL)
+    return reading(path, act, look=look if max_bytes is None else "none", max_tensors=max_tensors, seals=verify)
 
 
 class TensorHandle:
@@ -101,7 +86,7 @@ class TensorHandle:
 
     __slots__ = ("_blobs", "_codec", "_entry", "name", "nbytes", "shape", "tied_to")
 
-    def __init__(self, entry: Entry, blobs: _Blobs, codec: Codec) -> None:
+    def __init__(self, entry: Entry, blobs: Maps | Reads, codec: Codec) -> None:
         self.name = entry.key
         self.shape = entry.meta.shape
         self.nbytes = entry.meta.nbytes
@@ -136,25 +121,22 @@ class TensorHandle:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Any:
-        """Give a tensor or a basic slice of one, mapped privately: it may be changed, the file never is.
+        """Give a tensor or a basic slice of one, mapped privately or read: it may be changed, the file never is.
 
         Parameters
         ----------
         index : int, slice, Ellipsis, None, or a tuple of them
             As numpy's basic indexing. Torch has no backward steps: there, such a slice is a copy.
         """
-        meta = self._entry.meta
-        parts = spell_out(index, self.shape, self.name)
-        blob = self._blobs(self._entry)
-        _announce(blob, *(elements * meta.dtype.itemsize for elements in touched(parts, self.shape)))
-        part = self._codec.part(self._codec.make(blob, meta.dtype, self.shape, self.name), parts)
+        buffer, shape, parts = self._blobs.give(self._entry, spell_out(index, self.shape, self.name))
+        part = self._codec.part(self._codec.make(buffer, self._entry.meta.dtype, shape, self.name), parts)
         self._codec.sound(part)
         return part
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """Give all of it to numpy, which would otherwise ask for every element."""
-        meta = self._entry.meta
-        array = NUMPY.make(self._blobs(self._entry), meta.dtype, meta.shape, self.name)
+        buffer, shape, _ = self._blobs.give(self._entry, spell_out(..., self.shape, self.name))
+        array = NUMPY.make(buffer, self._entry.meta.dtype, shape, self.name)
         NUMPY.sound(array)
         return array.astype(array.dtype if dtype is None else dtype, copy=bool(copy))
 
@@ -179,7 +161,8 @@ class Snapshot(Mapping[str, Any]):
     def __init__(self, contents: Contents, framework: str, verify: bool) -> None:
         self.path = contents.path
         codec = codec_for(framework)
-        blobs = _Blobs(contents, verify)
+        doubts = Doubts(contents, verify)
+        blobs = Maps(contents, doubts) if contents.looked else Reads(contents, doubts)
         self._handles = {key: TensorHandle(entry, blobs, codec) for key, entry in contents.entries.items()}
         self._contents = contents
         self._tree: Any = None

@@ -11,10 +11,10 @@ from fastckpt import tree
 from fastckpt.checking import Found, Progress, crcs, problem_with
 from fastckpt.contents import Contents, Entry, reading
 from fastckpt.digests import crc32, difference
-from fastckpt.errors import CheckpointError, FormatError, NotCommittedError
-from fastckpt.indexed import whole_marker
-from fastckpt.layout import DONE, META, OUT, folders_for
-from fastckpt.marker import LINE_LIMIT, IndexEntry, parse_index
+from fastckpt.errors import CheckpointError, FormatError, NotCommittedError, printable
+from fastckpt.indexed import MarkerReader, read_table
+from fastckpt.layout import DONE, META, OUT
+from fastckpt.marker import IndexEntry, parse_index
 from fastckpt.meta import Meta
 from fastckpt.problems import Problem, Unsound
 
@@ -86,7 +86,7 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
         return _report(contents, threads, progress)
 
     try:
-        return reading(path, act, by_index=False, seals=True, damaged=True)
+        return reading(path, act, index="ignore", seals=True, damaged=True)
     except Unsound as unsound:
         report: Report = unsound.result
         return report
@@ -99,7 +99,7 @@ def listed(contents: Contents) -> list[Problem]:
     path = contents.path
     places = [f"{path}/{found.folder}" if found.folder else path for found in contents.damage]
     return [
-        Problem.of(found.problem, place if str(found.problem).startswith(place) else path)
+        Problem.of(found.problem, place if str(found.problem).startswith(printable(place)) else path)
         for found, place in zip(contents.damage, places, strict=True)
     ]
 
@@ -129,7 +129,7 @@ def _report(contents: Contents, threads: int | None, progress: Progress | None) 
 
 def _blob_problems(contents: Contents, blobs: dict[str, Meta], found: Found) -> Iterator[Problem]:
     for blob, meta in blobs.items():
-        where = f"{contents.path}/{blob}/{OUT}"
+        where = contents.file_of(blob)
         problem = problem_with(found[blob], meta.digest, where)
         if problem is not None:
             yield Problem.of(problem, where)
@@ -141,7 +141,7 @@ def _object_problems(contents: Contents) -> Iterator[Problem]:
     first = next(iter(contents.entries.values()), None)
     nested = contents.marker.nested
     container = {"dict": []} if first is None or first.meta.container in (None, DONE) else first.meta.container
-    where = f"{contents.path}/{DONE}" if nested or first is None else f"{contents.path}/{first.folder}/{META}"
+    where = contents.source if nested or first is None else f"{contents.path}/{first.folder}/{META}"
     try:
         value = tree.describe(
             contents.marker.record if nested else container, lambda key, _: named.append(key), where=where
@@ -159,8 +159,8 @@ def _known_as_damaged(contents: Contents, named: list[str]) -> set[str]:
     """Those tensors of an object about whose folder something has been said."""
     said = {found.folder for found in contents.damage}
     absent = "" in said  # that some are missing, but not which
-    folders = zip(named, folders_for(named), strict=True) if len({*named}) == len(named) else ()
-    return {key for key, folder in folders if key not in contents.entries and (absent or folder in said)}
+    places = contents.places(named) if len({*named}) == len(named) else {}
+    return {key for key, folder in places.items() if key not in contents.entries and (absent or folder in said)}
 
 
 def _tie_problems(contents: Contents, copies: dict[str, Entry], found: Found) -> Iterator[Problem]:
@@ -194,12 +194,10 @@ def _index_problems(contents: Contents, found: Found) -> Iterator[Problem]:
     marker, where = contents.marker, f"{contents.path}/{DONE}"
     if marker.index is None:
         return
-    table_length, copies_at, size = marker.index
     try:
-        raw = memoryview(whole_marker(contents.fd, contents.path, size))
-        table = bytes(raw[marker.table_at : marker.table_at + min(table_length, LINE_LIMIT)])
-        entries = parse_index(table, where, marker.table)
+        entries = parse_index(read_table(contents.fd, where, marker), where)
         index = {entry.folder: (entry, meta_file.parse(entry.meta, where)) for entry in entries}
+        copies, zero = _crcs_of_copies(contents, entries)
     except (FormatError, OSError) as problem:
         yield Problem.of(problem, where)
         return
@@ -207,24 +205,28 @@ def _index_problems(contents: Contents, found: Found) -> Iterator[Problem]:
         copy, meta = index.pop(entry.folder, (None, None))
         if copy is None or meta != entry.meta or copy.nbytes != entry.meta.nbytes:
             yield Problem(where, f"the index differs from {entry.folder!r}/{META}", _ANEW)
-        elif copy.copy_at is not None and not _is_good_copy(copy, entry, raw[copies_at:], found):
+        elif copy.copy_at is not None and not _is_as_saved(copies[entry.folder], entry.meta.digest, found[entry.blob]):
             yield Problem(where, f"the copy of {entry.folder!r}/{OUT} differs from it", _ANEW)
     for folder in index.keys() - {damage.folder for damage in contents.damage}:
         yield Problem(where, f"the index names {folder!r}, which has no folder", _ANEW)
-    if marker.table is not None and not _is_zero_between(entries, raw, marker.table_at + table_length, copies_at):
+    if marker.table is not None and not zero:
         yield Problem(where, "something stands between the copies, where zeros must be", _ANEW)
 
 
-def _is_good_copy(copy: IndexEntry, entry: Entry, copies: memoryview, found: Found) -> bool:
-    assert copy.copy_at is not None
-    crc = crc32(copies[copy.copy_at : copy.copy_at + copy.nbytes])
-    return _is_as_saved(crc, entry.meta.digest, found[entry.blob])
-
-
-def _is_zero_between(entries: list[IndexEntry], raw: memoryview, at: int, copies_at: int) -> bool:
-    """Tell whether all bytes behind the table that are no copy's are zero."""
-    for start, length in sorted((e.copy_at, e.nbytes) for e in entries if e.copy_at is not None):
-        if any(raw[at : copies_at + start]):
-            return False
-        at = max(at, copies_at + start + length)
-    return not any(raw[at:])
+def _crcs_of_copies(contents: Contents, entries: list[IndexEntry]) -> tuple[dict[str, int], bool]:
+    """Give the CRC of each copy by folder, and whether all bytes between them are zero."""
+    marker = contents.marker
+    assert marker.index is not None, "the caller has seen it"
+    table_length, copies_at, size = marker.index
+    reader = MarkerReader(contents.fd, f"{contents.path}/{DONE}", size)
+    crcs: dict[str, int] = {}
+    at, zero = marker.table_at + table_length, True
+    for folder, _, nbytes, copy_at in entries:
+        if copy_at is not None:
+            begin = copies_at + copy_at
+            zero &= not any(map(any, reader.pieces(at, begin)))
+            at, crc = begin + nbytes, 0
+            for piece in reader.pieces(begin, at):
+                crc = crc32(piece, crc)
+            crcs[folder] = crc
+    return crcs, zero and not any(map(any, reader.pieces(at, size)))

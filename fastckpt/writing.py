@@ -7,10 +7,8 @@ part is taken while its bytes are in the processor's cache.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -18,75 +16,17 @@ import numpy as np
 
 from fastckpt import _core, parallel
 from fastckpt.digests import combined, crc32, digest_text
-from fastckpt.filesystems import FileSystem, filesystem_of, kernel
-from fastckpt.memory import unwritten
 from fastckpt.plan import WriteItem
 from fastckpt.ring import Drawer, Drawn
 from fastckpt.staging import Stage
+from fastckpt.ways import Way
 
-__all__ = ["PART", "Progress", "Way", "way_for", "write_items"]
+__all__ = ["PART", "Progress", "write_items"]
 
 PART = 4 << 20  # bytes: a thread's share at a time, and the memory that it copies unaligned ones through
 _LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
-_WRITERS = 8  # threads: most of their time is waiting for the device
-_OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for
 
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How a save writes.
-
-    Attributes
-    ----------
-    threads : int
-        How many write.
-    direct : bool
-        Large blobs pass the page cache.
-    sync : bool
-        Every file and folder is made durable by the thread that wrote it; else somebody syncs all of them at the end.
-    writeback : bool
-        What goes through the page cache is sent to the device at once.
-    digest : bool
-        Digests are taken.
-    """
-
-    threads: int
-    direct: bool
-    sync: bool
-    writeback: bool
-    digest: bool
-
-
-def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way:
-    """Choose by what the file system is, and by how much others have yet to write to it.
-
-    Parameters
-    ----------
-    fd : int
-        Descriptor of the folder that will be filled.
-    threads : int or None
-        How many the caller wants.
-    durable, digest : bool
-        As for ``save``.
-    """
-    system = filesystem_of(fd)
-    direct = durable and not (system.remote or system.in_memory)
-    busy = len(os.sched_getaffinity(0))
-    return Way(
-        threads=threads or (_WRITERS if durable else min(_WRITERS, busy)),
-        direct=direct,
-        sync=durable and not _can_sync_whole(system),
-        writeback=durable,
-        digest=digest,
-    )
-
-
-def _can_sync_whole(system: FileSystem) -> bool:
-    """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
-    does nothing on some remote file systems, and waits for what all other programs have written there."""
-    return kernel() >= (5, 8) and not system.remote and unwritten() < _OTHERS
 
 
 def write_items(
@@ -162,8 +102,8 @@ def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
     else:
         save.stage.check_written(item.folder, item.blob.nbytes, drawn.nbytes)
         large = _Large(item, save, drawn)
-        for at in range(0, item.blob.nbytes, PART):
-            yield _Part(large, at)
+        parts = [_Part(large, at) for at in range(0, item.blob.nbytes, PART)]
+        yield from parts if save.way.direct else [_Parts(parts)]
 
 
 def _mixed(jobs: list[_Job]) -> list[_Job]:
@@ -285,3 +225,15 @@ class _Part:
             room = large.save.room if file.direct and not large.drawn.aligned else None
             large.save.stage.write_part(large.item.folder, file, part, self.at, room)
         large.done(self.at, crc, self.nbytes)
+
+
+class _Parts:
+    """All parts of one large tensor, for one thread: the page cache lets no two write to one file at a time."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self.parts = parts
+        self.nbytes = sum(part.nbytes for part in parts)
+
+    def __call__(self) -> None:
+        for part in self.parts:
+            part()

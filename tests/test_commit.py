@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import fastckpt
-from fastckpt import _core, commit, opening, writing
+from fastckpt import _core, commit, opening, ways
 from fastckpt.arrays import NumpyCodec
 from fastckpt.errors import FormatError, NotCommittedError, UnsupportedError
 from fastckpt.filesystems import filesystem_of
@@ -636,7 +636,7 @@ def test_errors_name_the_place_that_the_user_knows(
 
 
 def test_what_the_system_says_of_the_folder_comes_with_its_path(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "filesystem_of", refusing(errno.EIO)(filesystem_of))
+    monkeypatch.setattr(ways, "filesystem_of", refusing(errno.EIO)(filesystem_of))
     with pytest.raises(OSError, match="error") as caught:
         fastckpt.save(NEW, parent / "s")
     assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(parent / "s"))

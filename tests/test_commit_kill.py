@@ -135,13 +135,7 @@ def check_refusal(scene: rig.Scene, path: Path, report: dict[str, Any], code: in
         return
     assert report["errno"] == code, (what, report)
     assert str(report["filename"]).startswith(str(path.parent)), (what, report)
-    left = {entry.name for entry in path.parent.iterdir()} - {"s"} - scene.others
-    if report["uncertain"]:
-        assert [rig.tree_of(path.parent / kept) for kept in left] == ([scene.old] if scene.old else []), what
-        scene.check(path, True, what)
-    else:
-        assert not left, what
-        scene.check(path, False, what)
+    scene.check_refusal(path, report, what)
 
 
 def check_never_synced_again(log: str, what: str) -> None:

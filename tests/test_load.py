@@ -24,7 +24,7 @@ from torch import nn
 
 import fastckpt
 import fastckpt.contents
-from fastckpt.slicing import forward, spell_out, touched
+from fastckpt.slicing import boxed, forward, spell_out, touched
 
 
 @pytest.fixture
@@ -104,6 +104,22 @@ def test_a_part_keeps_the_whole_alive(path: Path) -> None:
         fastckpt.load(path)
     assert row[0] == 2100
     assert part[0] == 2400
+
+
+def test_keys_are_found_without_a_look_at_other_tensors(tmp_path: Path) -> None:
+    tied = np.arange(3.0)
+    state = {"a": np.arange(4), "b": tied, "c": tied, "d/e": np.ones(2), "f": np.ones(5)}
+    fastckpt.save(state, tmp_path / "s")
+    (tmp_path / "s/f/meta").write_bytes(b"no meta at all")
+    assert fastckpt.load(tmp_path / "s", keys=["a"])["a"].tolist() == [0, 1, 2, 3]
+    for key in ("c", "d/e"):  # what these are is not said by their folders' names alone
+        with pytest.raises(fastckpt.FormatError, match="/f/meta"):
+            fastckpt.load(tmp_path / "s", keys=[key])
+    (tmp_path / "s/f/meta").unlink()
+    (tmp_path / "s/f/out").unlink()
+    (tmp_path / "s/f").rmdir()
+    with pytest.raises(fastckpt.CorruptError, match="1 of 5 tensor folders are missing"):
+        fastckpt.load(tmp_path / "s", keys=["a"])
 
 
 def test_keys(path: Path, nested: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -340,14 +356,19 @@ def draw_index(data: st.DataObject, shape: list[int]) -> tuple[Any, ...]:
     return tuple(short)
 
 
-@given(st.lists(st.integers(1, 6), max_size=4), st.data())
-def test_what_a_slice_is_said_to_touch_is_what_it_touches(shape: list[int], data: st.DataObject) -> None:
+@given(st.lists(st.integers(1, 6), max_size=4), st.sampled_from([0, 8, 40, 1000]), st.data())
+def test_what_a_slice_is_said_to_touch_is_what_it_touches(shape: list[int], gap: int, data: st.DataObject) -> None:
     index = draw_index(data, shape)
     base = np.arange(math.prod(shape)).reshape(shape)
     parts = spell_out(index, shape, "x")
     assert np.array_equal(base[tuple(parts)], base[index])
     onward, turned = forward(parts, shape)
     assert np.array_equal(np.flip(base[tuple(onward)], turned), base[index])
+    box = boxed(parts, shape, base.itemsize, gap)
+    raw = b"".join(base.tobytes()[at : at + length] for at, length in box.runs)
+    assert np.array_equal(np.frombuffer(raw, base.dtype).reshape(box.shape)[tuple(box.parts)], base[index])
+    assert gap or len(raw) == base[index].nbytes
+    assert len(box.runs) <= 1 or base[index].size < base.size
     picked = np.sort(base[index], axis=None)
     first, run, count = touched(parts, shape)
     assert count == picked.size
@@ -526,7 +547,7 @@ def replace_once(monkeypatch: pytest.MonkeyPatch, where: str, path: Path, new: A
     monkeypatch.setattr(where, first)
 
 
-STEPS = ("read_marker", "Contents._scan", "entries_of", "check_count")
+STEPS = ("read_marker", "Folders._scan", "entries_of", "check_count")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -569,14 +590,14 @@ def test_verify_and_load_into_begin_again(path: Path, monkeypatch: pytest.Monkey
 def test_a_snapshot_that_is_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s"
     write_as_oneflow(path)
-    scan = fastckpt.contents.Contents._scan
+    scan = fastckpt.folders.Folders._scan
 
     def deleting(*args: Any) -> Any:
         for name in ("snapshot_done", "a", "b"):
             (shutil.rmtree if (path / name).is_dir() else os.unlink)(path / name)
         return scan(*args)
 
-    monkeypatch.setattr("fastckpt.contents.Contents._scan", deleting)
+    monkeypatch.setattr("fastckpt.folders.Folders._scan", deleting)
     with pytest.raises(fastckpt.NotCommittedError, match="snapshot_done vanished during the look at it"):
         fastckpt.load(path)
 

@@ -24,7 +24,7 @@ import torch
 from test_core import refusing
 
 import fastckpt
-from fastckpt import _core, digests, saving, writing
+from fastckpt import _core, digests, saving, ways, writing
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
 from fastckpt.filesystems import FileSystem
@@ -91,7 +91,7 @@ def test_the_bytes_are_the_same_in_every_way(tmp_path: Path, monkeypatch: pytest
     wanted = {name: bytes_of(value) for name, value in saved.items()}
     path, trees = tmp_path / "s", []
     for system, durable, threads in itertools.product((DISK, MEMORY, REMOTE), (True, False), (1, 2, 8)):
-        monkeypatch.setattr(writing, "filesystem_of", lambda fd, system=system: system)
+        monkeypatch.setattr(ways, "filesystem_of", lambda fd, system=system: system)
         fastckpt.save(saved, path, threads=threads, durable=durable)
         trees.append(rig.tree_of(path))
         assert trees[-1] == trees[0], (system, durable, threads)
@@ -136,7 +136,7 @@ def metas(path: Path) -> dict[str, bytes]:
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("system", [DISK, MEMORY])
 def test_digests_are_those_of_zlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: FileSystem) -> None:
-    monkeypatch.setattr(writing, "filesystem_of", lambda fd: system)
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: system)
     path = tmp_path / "s"
     fastckpt.save(everything(), path)
     found = blobs(path)
@@ -241,7 +241,7 @@ def test_what_is_not_to_be_durable_is_not_synced(tmp_path: Path, monkeypatch: py
     """Nothing is asked of the device, also where there is an old snapshot to be deleted."""
     if not seccomp.NUMBERS:
         pytest.skip("no seccomp here")
-    monkeypatch.setattr(writing, "_can_sync_whole", lambda system: call == "syncfs")
+    monkeypatch.setattr(ways, "_can_sync_whole", lambda system: call == "syncfs")
     path, saved = tmp_path / "s", everything()
     for _ in range(2):
         refusing(call, errno.EIO, lambda: fastckpt.save(saved, path, durable=False))
@@ -275,18 +275,18 @@ def test_the_way_fits_the_file_system(
     wanted: dict[str, bool],
 ) -> None:
     names = os.uname()
-    monkeypatch.setattr(writing, "filesystem_of", lambda fd: system)
-    monkeypatch.setattr(writing, "unwritten", lambda: dirty)
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: system)
+    monkeypatch.setattr(ways, "unwritten", lambda: dirty)
     monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
-    way = writing.way_for(0, None, durable=durable, digest=True)
+    way = ways.way_for(0, None, durable=durable, digest=True)
     assert {field: getattr(way, field) for field in wanted} == wanted
     assert way.threads >= 1
-    assert writing.way_for(0, 3, durable=durable, digest=True).threads == 3
+    assert ways.way_for(0, 3, durable=durable, digest=True).threads == 3
 
 
 def test_what_is_to_be_written_by_others_is_known() -> None:
     """A busy machine has some; a sandbox without /proc has none that we know of."""
-    assert 0 <= writing.unwritten() < 1 << 50
+    assert 0 <= ways.unwritten() < 1 << 50
 
 
 # --- errors in the middle ---------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_what_is_resized_meanwhile_is_not_committed(
     """By another thread, when its size has been taken and its first byte has not been written."""
     make, resize = RESIZED[kind]
     saved = {"w": make(), "other": numbers(50_000)}
-    real = writing.way_for
+    real = ways.way_for
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         other = threading.Thread(target=resize, args=(saved["w"], length))
@@ -414,3 +414,19 @@ def test_a_part_is_not_written_when_the_save_has_ended(parent: Path) -> None:
         stage.end()
         with pytest.raises(RuntimeError, match="the save has ended"):
             stage.write_part("w", file, bytes(9), 0, None)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_a_sandbox_that_forbids_syncfs(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then every file is synced by itself, and the save does not fail."""
+
+    def refused(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(ways, "unwritten", lambda: 0)
+    with open(tmp_path / "file", "wb") as file:
+        assert not ways.way_for(file.fileno(), None, durable=True, digest=True).sync
+        monkeypatch.setattr(_core, "syncfs", refused)
+        assert ways.way_for(file.fileno(), None, durable=True, digest=True).sync
+    fastckpt.save(rig.flat(1), tmp_path / "s")
+    assert rig.equal(rig.loaded(tmp_path / "s"), rig.flat(1))

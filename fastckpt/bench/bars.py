@@ -234,7 +234,7 @@ _PROMISES: tuple[Callable[[_Found], Iterable[Row]], ...] = (
     _fastest("cold", "load and touch, cold", 1.0, ("gpt2", "llama")),
     _of_limit("cold", "load and touch, cold", "the direct-read limit", 0.9, ("gpt2", "llama")),
     _against("cold", "load and touch, cold", "safetensors", 1.0, ("small",), _INDEXED),
-    _of_limit("cold", "load and touch, cold", "the time of opening and reading alone", 1.3, ("small",), most=True),
+    _of_limit("cold", "load and touch, cold", "opening and reading alone, in C", 1.3, ("small",), most=True),
     _fastest("into", "load_into, warm", 1.3, ("gpt2", "llama")),
     _of_limit("into", "load_into, warm", "memcpy", 0.85, ("gpt2", "llama")),
     _memory,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 __all__ = ["LIMIT", "LIMITS", "QUICK", "RIVALS", "SAVES", "Rival", "takes_part"]
 
 LIMIT = "limit"  # the name under which limits stand among the rivals' results
-SAVES = frozenset({"save_durable", "save", "save_async"})
-_PLAIN = SAVES - {"save_async"}
+_PLAIN = frozenset({"save_durable", "save", "train_durable"})
+SAVES = _PLAIN | {"save_async", "train_async"}
 _LOADS = frozenset({"load", "touch", "cold", "into"})
 _PARTS = frozenset({"one", "rows"})
 _GPU = frozenset({"gpu", "gpu_cold"})
@@ -40,6 +40,8 @@ class Rival:
         What it can do.
     syncs : bool
         Whether its save is durable without help, so that it is measured with and without.
+    many : bool
+        Whether it makes files for each tensor.
     """
 
     name: str
@@ -49,12 +51,22 @@ class Rival:
     family: str
     ops: frozenset[str]
     syncs: bool = False
+    many: bool = False
 
 
 RIVALS = {
     rival.name: rival
     for rival in (
-        Rival("fastckpt", "fastckpt", "torch", "torch", "fastckpt", SAVES | _LOADS | _PARTS | _GPU, syncs=True),
+        Rival(
+            "fastckpt",
+            "fastckpt",
+            "torch",
+            "torch",
+            "fastckpt",
+            SAVES | _LOADS | _PARTS | _GPU,
+            syncs=True,
+            many=True,
+        ),
         Rival(
             "fastckpt-index",
             "fastckpt, indexed",
@@ -63,6 +75,7 @@ RIVALS = {
             "fastckpt-index",
             frozenset({"save_durable", "load", "touch", "cold"}),
             syncs=True,
+            many=True,
         ),
         Rival(
             "safetensors",
@@ -83,8 +96,11 @@ RIVALS = {
             "tensordict",
             "tensordict",
             _PLAIN | _LOADS | _PARTS,
+            many=True,
         ),
         Rival("fastsafetensors", "fastsafetensors", "fastsafetensors", "fastsafetensors", "safetensors", _LOADS | _GPU),
+        Rival("prefetch", "safetensors, prefetch", "safetensors", "safetensors", "safetensors", _GPU),
+        Rival("instanttensor", "InstantTensor", "instanttensor", "instanttensor", "safetensors", _GPU),
         Rival(
             "numpy",
             "numpy, a .npy each",
@@ -92,6 +108,7 @@ RIVALS = {
             "numpy",
             "numpy",
             _PLAIN | _LOADS | _PARTS,
+            many=True,
         ),
     )
 }

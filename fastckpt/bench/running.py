@@ -6,8 +6,6 @@ within a round. The first round warms imports, memory and the device, and is not
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from fastckpt.bench import machine
 from fastckpt.bench.catalogue import LIMIT, LIMITS, RIVALS, SAVES, Rival, takes_part
 from fastckpt.bench.children import Child
 from fastckpt.bench.measuring import evict, resident, warm
+from fastckpt.bench.results import compare_sums, summed
 from fastckpt.bench.room import Room
 from fastckpt.bench.workloads import Workload, find, names_of
 
@@ -29,6 +28,8 @@ _COLD = ("cold", "gpu_cold", "one", "rows")
 _GPU = ("gpu", "gpu_cold")
 _WARM = 0.999  # of the bytes in the page cache
 _PER_TENSOR = 16384  # bytes that a tensor may take beyond its own: blocks of small files, folders
+_PER_NAME = 512  # the same, where all are in one file
+_MANY = 1000  # tensors, from which on files are not deleted before the end: whoever creates some next would pay for it
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Options:
         return [rival for rival in RIVALS.values() if not self.rivals or rival.name in self.rivals]
 
 
-def run(options: Options, watch: Watch, keep: Callable[[Document], None]) -> Document:
+def run(options: Options, watch: Watch, keep: Callable[[Document], object]) -> Document:
     """Measure all that was asked for.
 
     Parameters
@@ -103,6 +104,7 @@ class _Bench:
         self._children: dict[str, Child] = {}
         self._results: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._skipped: dict[str, str] = {}
+        self._dates: dict[str, str] = {}  # of the workloads that were measured
         self._targets: dict[str, Path] = {}  # by family, of the workload at hand
         self._limit_file = room.path / "limit"
         self._count = 0
@@ -120,14 +122,25 @@ class _Bench:
     def check(self, workload: Workload) -> None:
         """Refuse a workload that does not fit: one of each family, and one more of the largest."""
         families = {side.family for side in self._sides if not workload.rivals or side.name in workload.rivals}
-        needed = _on_disk(workload) * (len(families) + 1) + min(workload.nbytes, 1 << 30)
+        sizes = [_on_disk(workload, family) for family in families]
+        needed = sum(sizes) + max(sizes, default=0) + min(workload.nbytes, 1 << 30)
         self._room.check(needed, f"the workload {workload.name}")
+
+    def _obstacle(self, workload: Workload) -> str | None:
+        """Say why a workload cannot be measured now; of many small files none is deleted between rounds."""
+        if workload.real and (hint := machine.has_model()):
+            return hint
+        saves = [(side, op) for side in self._sides for op in workload.ops if op in SAVES]
+        takers = [side.family for side, op in saves if takes_part(side, op, workload.rivals)]
+        needed = sum(_on_disk(workload, family) for family in takers) * (self._options.rounds + 1)
+        lacking = self._room.lacks(needed) if workload.tensors > _MANY else 0
+        return f"{lacking:.1f} GB too little room for all rounds; run it alone: {workload.name}" if lacking else None
 
     def workload(self, workload: Workload) -> None:
         """Measure everything with one workload."""
-        hint = machine.has_model() if workload.real else None
-        if hint:
-            self._skipped[workload.name] = hint
+        obstacle = self._obstacle(workload)
+        if obstacle:
+            self._skipped[workload.name] = obstacle
             return
         self._targets = {}
         for op in workload.ops:
@@ -139,20 +152,22 @@ class _Bench:
                 for name in who[round_ % max(1, len(who)) :] + who[: round_ % max(1, len(who))]:
                     self._watch(f"{workload.title}: {op}, {name}")
                     self._turn(workload, op, name, round_)
+        self._dates[workload.name] = machine.now()
 
     def document(self) -> Document:
         """Give all that is known so far."""
-        machine_now = machine.described(self._options.folder)
-        results = [_summed(workload, op, name, found) for (workload, op, name), found in self._results.items()]
-        _compare_sums(results)
+        results = [summed(workload, op, name, found) for (workload, op, name), found in self._results.items()]
+        compare_sums(results)
         return {
             "format": 1,
-            "date": machine_now.pop("date"),
-            "machine": machine_now,
+            "date": machine.now(),
+            "machine": machine.described(self._options.folder),
             "versions": machine.versions(),
             "size": self._options.size,
             "rounds": self._options.rounds,
-            "workloads": [_of_workload(w, self._skipped.get(w.name)) for w in self._options.chosen()],
+            "workloads": [
+                _of_workload(w, self._skipped.get(w.name), self._dates.get(w.name)) for w in self._options.chosen()
+            ],
             "rivals": [
                 {"name": side.name, "title": side.title, "missing": self._missing[side.name]}
                 for side in self._options.sides()
@@ -204,7 +219,8 @@ class _Bench:
         """Let a rival save to a new path; then say what of it is in the page cache, and empty that."""
         self._count += 1
         path = self._room.path / f"{self._count}-{workload.name}-{name}"
-        self._room.take(path, _on_disk(workload), set(self._targets.values()))
+        many = workload.tensors > _MANY and RIVALS[name].many
+        self._room.take(path, _on_disk(workload, name), set(self._targets.values()), many)
         answer = self._ask(name, workload, op, path, round_)
         if "error" not in answer:
             answer["resident_after"] = resident(path)
@@ -242,11 +258,11 @@ class _Bench:
         )
 
 
-def _on_disk(workload: Workload) -> int:
-    return workload.nbytes + workload.tensors * _PER_TENSOR
+def _on_disk(workload: Workload, family: str) -> int:
+    return workload.nbytes + workload.tensors * (_PER_TENSOR if RIVALS[family].many else _PER_NAME)
 
 
-def _of_workload(workload: Workload, skipped: str | None) -> dict[str, Any]:
+def _of_workload(workload: Workload, skipped: str | None, date: str | None) -> dict[str, Any]:
     name, shape, nbytes = workload.largest
     return {
         "name": workload.name,
@@ -255,24 +271,5 @@ def _of_workload(workload: Workload, skipped: str | None) -> dict[str, Any]:
         "bytes": workload.nbytes,
         "largest": {"name": name, "shape": list(shape), "bytes": nbytes},
         "skipped": skipped,
+        "date": date,
     }
-
-
-def _summed(workload: str, op: str, name: str, found: dict[str, Any]) -> dict[str, Any]:
-    seconds = [run["seconds"] for run in found["runs"]]
-    summed = {"workload": workload, "op": op, "rival": name, **found}
-    if seconds:
-        summed["seconds"] = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
-    return summed
-
-
-def _compare_sums(results: list[dict[str, Any]]) -> None:
-    """Whoever read other bytes than most others of a workload says so: its time is worth nothing."""
-    groups: dict[tuple[str, str], Counter[int]] = {}
-    for result in results:
-        group = groups.setdefault((result["workload"], result["op"]), Counter())
-        group.update({run["sum"] for run in result["runs"] if "sum" in run})
-    for result in results:
-        usual = groups[result["workload"], result["op"]].most_common(1)
-        if any(run.get("sum", usual and usual[0][0]) != usual[0][0] for run in result["runs"] if usual):
-            result["error"] = "read other bytes than the others"

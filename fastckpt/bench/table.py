@@ -41,7 +41,7 @@ def print_document(document: Mapping[str, Any]) -> None:
         document, terminal, "" if document["size"] == "full" else f" (of the full sizes; this is {document['size']})"
     )
     for line in missing(document):
-        click.echo(f"not measured, not installed: {line}")
+        click.echo(f"not measured: {line}")
 
 
 def _print_bars(document: Mapping[str, Any], terminal: bool, of_size: str) -> None:

@@ -33,8 +33,9 @@ class _Worker:
     """A rival's measurements, by the name of the operation."""
 
     def __init__(self, name: str) -> None:
-        from fastckpt.bench import rivals, states
+        from fastckpt.bench import rivals, states, training
 
+        self._beside_training = training.beside_training
         self._states = states
         self._side = rivals.make(name)
         self._syncs = RIVALS[name].syncs
@@ -46,6 +47,22 @@ class _Worker:
 
     def save_durable(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Save and sync; those that do not sync themselves are helped."""
+        return measured(self._durable(workload, path, seed))[0]
+
+    def train_durable(self, workload: Workload, path: Path, seed: int) -> Answer:
+        """The same, while another thread trains."""
+        return self._beside_training(self._durable(workload, path, seed))
+
+    def train_async(self, workload: Workload, path: Path, seed: int) -> Answer:
+        """Begin a save and wait for its end, while another thread trains."""
+        state = self._state(workload, seed)
+
+        def work() -> None:
+            self._side.save_async(state, path)()
+
+        return self._beside_training(work)
+
+    def _durable(self, workload: Workload, path: Path, seed: int) -> Callable[[], None]:
         state = self._state(workload, seed)
 
         def work() -> None:
@@ -53,7 +70,7 @@ class _Worker:
             if not self._syncs:
                 sync_tree(path)
 
-        return measured(work)[0]
+        return work
 
     def save_async(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Begin a save: the time that the caller is blocked, and until all is done."""

@@ -158,7 +158,8 @@ MEGABYTES = {"full": (1, 16, 256, 1024, 4096), "quick": (1, 4, 16), "tiny": (1,)
 def _fixed(size: str) -> list[Workload]:
     gpt2 = _gpt2(*_GPT2[size])
     some = "" if size == "full" else f", {size}"
-    blocked = (*_SAVES, "save_async", "load", "touch")
+    training = () if size == "quick" else ("train_durable", "train_async")
+    blocked = (*_SAVES, "save_async", *training, "load", "touch")
     return [
         Workload("mlp", "the manual's MLP", _mlp(), (*_SAVES, "load", "touch", "into")),
         Workload("gpt2", f"GPT-2{some}", gpt2, (*blocked, "cold", "into", "gpu", "gpu_cold")),

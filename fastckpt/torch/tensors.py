@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = ["TORCH", "TorchCodec"]
 
 _TO_TORCH = {d.name: getattr(torch, d.torch) for d in BY_NAME.values() if d.torch and hasattr(torch, d.torch)}
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_take_capsule: Callable[[Any], torch.Tensor] = getattr(torch._C, "_from_dlpack", from_dlpack)  # what that one calls
 _FROM_TORCH = {dtype: BY_NAME[name] for name, dtype in _TO_TORCH.items()}
 
 
@@ -68,8 +69,7 @@ class TorchCodec:
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):
-            made: torch.Tensor = from_dlpack(buffer.dlpack(dtype.dlpack, dtype.itemsize * 8, shape))
-            return made
+            return _take_capsule(buffer.dlpack(dtype.dlpack, dtype.itemsize * 8, shape))
         own = _TO_TORCH.get(dtype.name) or self.dtype(dtype, where)
         if 0 in shape:
             return torch.empty(shape, dtype=own, device="cpu")

@@ -1,0 +1,105 @@
+/*
+ * The floor under a load of many small files: every tensor's meta and out opened, read and closed, in threads, and
+ * nothing else. The benchmark builds it where there is a C compiler; the library does not contain it.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { ROOM = 1 << 20, MOST_THREADS = 64 };
+
+struct floor {
+    int dirfd;
+    char **names;
+    size_t count;
+    atomic_size_t next;
+    atomic_size_t files; /* read whole */
+};
+
+static int read_file(int dirfd, const char *folder, const char *name, char *room)
+{
+    char path[NAME_MAX + 8];
+    struct stat status;
+    off_t done = 0;
+    int fd;
+    if (snprintf(path, sizeof(path), "%s/%s", folder, name) >= (int)sizeof(path))
+        return -1;
+    fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &status) == 0)
+        while (done < status.st_size) {
+            ssize_t count = read(fd, room, ROOM);
+            if (count <= 0)
+                break;
+            done += count;
+        }
+    close(fd);
+    return done == status.st_size ? 0 : -1;
+}
+
+static void *read_folders(void *context)
+{
+    struct floor *floor = context;
+    char *room = malloc(ROOM);
+    size_t at;
+    while (room && (at = atomic_fetch_add(&floor->next, 1)) < floor->count) {
+        if (read_file(floor->dirfd, floor->names[at], "meta", room) == 0)
+            atomic_fetch_add(&floor->files, 1);
+        if (read_file(floor->dirfd, floor->names[at], "out", room) == 0)
+            atomic_fetch_add(&floor->files, 1);
+    }
+    free(room);
+    return NULL;
+}
+
+static void list_folders(struct floor *floor, DIR *dir)
+{
+    struct dirent *entry;
+    size_t most = 0;
+    while ((entry = readdir(dir))) {
+        if (entry->d_name[0] == '.' || entry->d_type != DT_DIR)
+            continue;
+        if (floor->count == most) {
+            char **larger = realloc(floor->names, (most = most * 2 + 64) * sizeof(*larger));
+            if (!larger)
+                return;
+            floor->names = larger;
+        }
+        if (!(floor->names[floor->count] = strdup(entry->d_name)))
+            return;
+        floor->count++;
+    }
+}
+
+/* Returns how many files were read whole: two for each folder, or something failed. */
+size_t floor_read(const char *path, size_t threads)
+{
+    struct floor floor = {0};
+    pthread_t ids[MOST_THREADS];
+    size_t started = 0, at;
+    DIR *dir = opendir(path);
+    if (!dir)
+        return 0;
+    floor.dirfd = dirfd(dir);
+    list_folders(&floor, dir);
+    while (started < threads && started < MOST_THREADS && started < floor.count)
+        if (pthread_create(&ids[started], NULL, read_folders, &floor) == 0)
+            started++;
+        else
+            break;
+    for (at = 0; at < started; at++)
+        pthread_join(ids[at], NULL);
+    for (at = 0; at < floor.count; at++)
+        free(floor.names[at]);
+    free(floor.names);
+    closedir(dir);
+    return atomic_load(&floor.files);
+}

@@ -1,0 +1,72 @@
+/*
+ * libFuzzer's door to the fast path for metas. What it accepts must be exactly what a writer would write for what it
+ * says was written: the text is made again from the parsed fields and held against the input.
+ */
+#include "canon.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const names[] = {
+    NULL, "kChar",    "kFloat", "kDouble",    "kInt8",      "kInt32",      "kInt64",  "kUInt8",
+    NULL, "kFloat16", NULL,     "kBFloat16",  "kBool",      "kUInt16",     "kUInt32", "kUInt64",
+    NULL, "kInt16",   NULL,     "kComplex32", "kComplex64", "kComplex128",
+};
+
+static void must(int holds)
+{
+    if (!holds)
+        abort();
+}
+
+/* The text that a writer writes, up to the comment. */
+static size_t write_again(char *text, size_t room, const struct fc_meta *meta)
+{
+    size_t at = (size_t)snprintf(text, room, "shape {\n");
+    for (int i = 0; i < meta->ndim; i++)
+        at += (size_t)snprintf(text + at, room - at, "  dim: %lld\n", (long long)meta->dims[i]);
+    at += (size_t)snprintf(text + at, room - at, "}\ndata_type: %s\n", names[meta->number]);
+    if (meta->place >= 0)
+        at += (size_t)snprintf(text + at, room - at, "# fastckpt: {\"place\":%lld,\"count\":%lld%s%.*s%s}\n",
+                               (long long)meta->place, (long long)meta->count, meta->digest[0] ? ",\"digest\":\"" : "",
+                               meta->digest[0] ? FC_DIGEST_LENGTH : 0, meta->digest, meta->digest[0] ? "\"" : "");
+    else if (meta->comment_at >= 0)
+        at += (size_t)snprintf(text + at, room - at, "# fastckpt: ");
+    return at;
+}
+
+static void check(const char *data, size_t size, const struct fc_meta *meta)
+{
+    char text[4096];
+    __int128 bytes = 16;
+    size_t length;
+    must(meta->ndim >= 0 && meta->ndim <= FC_DIMS_MAX);
+    for (int i = 0; i < meta->ndim; i++) {
+        must(meta->dims[i] >= 0);
+        bytes *= meta->dims[i] > 0 ? meta->dims[i] : 1;
+        must(bytes <= INT64_MAX);
+    }
+    must(meta->number > 0 && meta->number < (int)(sizeof names / sizeof *names) && names[meta->number] != NULL);
+    must(meta->place < 0 ? meta->count < 0 && meta->digest[0] == '\0' : meta->place < meta->count);
+    must(meta->place < 0 || meta->comment_at < 0);
+    length = write_again(text, sizeof text, meta);
+    must(length <= size && memcmp(text, data, length) == 0);
+    if (meta->comment_at < 0) {
+        must(length == size);
+        return;
+    }
+    must((size_t)meta->comment_at == length && data[length] == '{');
+    must(data[size - 2] == '}' && data[size - 1] == '\n');
+    for (size_t i = length; i < size - 1; i++)
+        must(data[i] >= ' ' && data[i] <= '~');
+}
+
+int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
+{
+    struct fc_meta meta;
+    memset(&meta, 0xA5, sizeof meta);
+    if (fc_parse_canon((const char *)data, size, &meta))
+        check((const char *)data, size, &meta);
+    return 0;
+}
