@@ -123,7 +123,7 @@ def test_open(path: Path) -> None:
 
 
 def test_open_with_more_tensors_than_maps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastckpt.snapshot.MAP_LIMIT", 1)
+    monkeypatch.setattr("fastckpt.lazy.MAP_LIMIT", 1)
     snapshot = fastckpt.open(path)
     assert np.array_equal(snapshot["optimizer.state.0.m"][:].numpy(), MOMENTS)
     assert snapshot["numbers"][:].tolist() == [0, 1, 2, 3]

@@ -113,7 +113,7 @@ def test_anything_else_is_for_the_parser_of_json(text: bytes) -> None:
 
 def test_an_index_spelled_in_another_way_is_read_as_well(tmp_path: Any) -> None:
     state = {"a": np.arange(5), "tied": np.zeros(3), "c": np.float32(1) * np.ones((2, 3), np.float32)}
-    fastckpt.save(state, tmp_path / "s", index=True)
+    fastckpt.save(state, tmp_path / "s", index=True, digest=False)  # so no CRC tells of it
     head, table, rest = (tmp_path / "s/snapshot_done").read_bytes().split(b"\n", 2)
     spaced = table.replace(b'],["', b'],["\\u0063"],["', 0).replace(b'["a"', b'["\\u0061"')
     grown = len(spaced) - len(table)
