@@ -18,7 +18,7 @@ import pytest
 
 import fastckpt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_asan]  # by the clock, in which four processes must have begun
 
 NAMES = [f"t{number}" for number in range(6)]
 
