@@ -55,7 +55,7 @@ valgrind: build
 # Branches of the C that the tests of the core, of saving and of loading take.
 coverage: .coverage/built
 	PYTHONPATH=$(CURDIR)/.coverage/lib $(BIN)/pytest $(ARGS)
-	gcov -b -c -o .coverage/temp*/csrc csrc/*.c | grep -A4 "^File 'csrc/.*c'"
+	gcov -b -c -o .coverage/temp*/csrc csrc/*.c | grep -A4 "^File 'csrc/.*c'"; rm -f *.gcov
 
 clean:
 	rm -rf .venv .asan .tsan .coverage build dist *.egg-info fastckpt/_core.c fastckpt/_core*.so
