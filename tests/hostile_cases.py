@@ -133,6 +133,11 @@ def link_to(goal: str) -> Callable[[Path], object]:
     return lambda at: at.symlink_to(goal)
 
 
+def link_to_victim(at: Path) -> None:
+    """By its full path."""
+    at.symlink_to(Path(*at.parts[: at.parts.index("snapshot")]) / "victim/out")
+
+
 def plug(at: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         here = os.open(at.parent, os.O_RDONLY)  # its path may be longer than a socket's name
@@ -331,7 +336,7 @@ cases(
     CORRUPT,
     "/snapshot_done: ",
     directory=instead("snapshot_done", Path.mkdir),
-    link=instead("snapshot_done", link_to("/etc/passwd")),
+    link=instead("snapshot_done", link_to_victim),
     link_inside=instead("snapshot_done", link_to("a/out")),
     link_to_itself=instead("snapshot_done", link_to("snapshot_done")),
     dangling=instead("snapshot_done", link_to("nowhere")),
@@ -527,7 +532,7 @@ for _name in ("meta", "out"):
         f"b/{_name}: ",
         **{
             f"{_name}_link_out": instead(f"b/{_name}", link_to("../../victim/out")),
-            f"{_name}_link_absolute": instead(f"b/{_name}", link_to("/etc/passwd")),
+            f"{_name}_link_absolute": instead(f"b/{_name}", link_to_victim),
             f"{_name}_link_inside": instead(f"b/{_name}", link_to(f"../a/{_name}")),
             f"{_name}_link_dangling": instead(f"b/{_name}", link_to("nowhere")),
             f"{_name}_link_to_itself": instead(f"b/{_name}", link_to(_name)),

@@ -253,6 +253,7 @@ def test_the_newer_figures_of_a_workload_count_and_nothing_else_is_lost() -> Non
     assert measured_in(unfinished) == {"mlp", "gpt2"}
     assert not obstacle(old, "tiny", {"processor": "P", "kernel": "K"})
     assert "another machine (kernel differ)" in obstacle(old, "tiny", {"processor": "P", "kernel": "L"})
+    assert "begin a new file" in obstacle({**old, "workloads": [{"name": "mlp"}]}, "tiny", {})
 
 
 def test_a_report_says_of_each_workload_when_and_how_it_was_measured(document: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import fastckpt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_asan]  # by the clock, in which four processes must have begun
 
 KILLS = 6
 

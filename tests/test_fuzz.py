@@ -14,6 +14,7 @@ def test_c_and_python_read_metas_alike() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_asan  # it brings its own
 def test_no_input_breaks_the_c_parser() -> None:
     try:
         verdict = canon.run(2)

@@ -42,6 +42,8 @@ def done(document: Mapping[str, Any]) -> set[str]:
 
 def obstacle(old: Mapping[str, Any], size: str, machine: Mapping[str, Any]) -> str:
     """Say why figures of this size, from this machine, cannot stand beside those of a document; nothing if they can."""
+    if not all("date" in workload for workload in old["workloads"]):
+        return "it does not say when each workload was measured: an older version wrote it; begin a new file"
     if old["size"] != size:
         return f"it has figures of the size {old['size']!r}, and these would be of {size!r}"
     other = [name for name, value in old["machine"].items() if machine.get(name) != value]

@@ -22,6 +22,7 @@ from faults.verdict import Skip, Verdict
 ABOUT = "killed for memory, refused memory at every request, counts cut short: no crash, no harm, nothing wrong loaded"
 
 OOM_KILLS = 55
+DONE = "refused when it was done"  # is among the refused as well
 _SHIM = Path(__file__).with_name("shim.c")
 _GROUPS = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 #: Kind of shortage, what is saved or read, the way, the act, and which share of the requests at scale 1.
@@ -76,7 +77,10 @@ def run(scale: float) -> Verdict:
     counts: Counter[str] = Counter()
     for report in reports:
         counts.update(report["outcomes"])
-    figures: dict[str, Any] = {"runs": sum(counts.values()), **dict(sorted(counts.items()))}
+    figures: dict[str, Any] = {
+        "runs": sum(counts.values()) - sum(counts[name] for name in counts if name.endswith(DONE)),
+        **dict(sorted(counts.items())),
+    }
     if skipped:
         figures["skipped"] = "; ".join(sorted(set(skipped)))
     return Verdict(figures, [text for report in reports for text in report["violations"]])

@@ -5,6 +5,7 @@ Every input that libFuzzer kept is parsed in Python too: what C accepts, the tol
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ def build(folder: Path) -> Path:
     need_programs("clang")
     target = folder / "canon"
     sources = [ROOT / "tests/fuzz/canon.c", ROOT / "csrc/canon.c"]
-    flags = ["-std=gnu11", "-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    flags = ["-std=gnu11", "-O2", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
     done = subprocess.run(
         ["clang", *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", target], check=False, capture_output=True, text=True
     )
@@ -86,10 +87,11 @@ def run(seconds: float) -> Verdict:
         for at, text in enumerate(samples()):
             (corpus / str(at)).write_bytes(text)
         (folder / "dictionary").write_text(DICTIONARY)
-        limits = ["-timeout=1", "-rss_limit_mb=512", "-max_len=4096", f"-max_total_time={max(1, round(seconds))}"]
+        limits = ["-timeout=1", "-rss_limit_mb=512", "-max_len=1024", f"-max_total_time={max(1, round(seconds))}"]
         done = subprocess.run(
             [target, *limits, f"-dict={folder / 'dictionary'}", "-print_final_stats=1", corpus],
             cwd=folder,
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # it has its own runtime
             check=False,
             capture_output=True,
             text=True,
