@@ -144,7 +144,7 @@ class Contents:
     def take(self, file: str | None, look: Look, index: Index, keys: Sequence[str] | None) -> None:
         """Look at everything: into a single `file` of OneFlow, a pickle in the folder, or all folders."""
         self.looked = look != "none"
-        if file is not None or has_file(self.fd, PICKLE):
+        if file is not None or has_file(self.fd, self.folder, PICKLE):
             self._take_pickle(file or PICKLE, file is not None, look)
         else:
             self._take_folders(look, index, keys)
@@ -190,7 +190,7 @@ class Contents:
         self._folders.count(len(saved.tensors))
         self.metas = self._folders.sure(folders, look)
         self.entries, self.parts = entries_of_saved(saved, self.metas, file, pickled.size)
-        if not single and has_file(self.fd, DONE):
+        if not single and has_file(self.fd, self.folder, DONE):
             self.notes.append(
                 f"{self.path}: has {DONE} and {file}: what {file} names is taken, as OneFlow 0.6 and later do; "
                 "all else is passed over"

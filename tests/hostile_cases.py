@@ -355,7 +355,8 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
 
     def harm(path: Path) -> None:
         head = json.loads((path / "snapshot_done").read_bytes().splitlines()[0])
-        del head["index"]
+        for field in ("index", "table", "self"):
+            head.pop(field)
         change(head)
         (path / "snapshot_done").write_bytes(json.dumps(head, separators=(",", ":")).encode() + b"\n")
 
@@ -599,6 +600,23 @@ cases(
     swapped_blobs=lambda path: (path / "b/out").write_bytes(FLAT["a"].tobytes()[-8:]),
 )
 cases(DIGEST_GROUP, CORRUPT, "big/out: ", "indexed", large=flipped("big/out"))
+cases(
+    DIGEST_GROUP,
+    CORRUPT,
+    "b/meta: (its text has changed|a field)",
+    "flat",
+    seal_of_nothing=text(meta_text((2,)) + b'# fastckpt: {"place":1,"count":2,"self":"crc32:00000000"}\n'),
+    seal_by_an_unknown_algorithm=text(meta_text((2,)) + b'# fastckpt: {"place":1,"count":2,"self":"md7:00"}\n'),
+    no_seal_under_an_unknown_field=note(place=1, count=2, sealed="crc32:00000000"),
+)
+cases(
+    "marker that lies",
+    CORRUPT,
+    "/snapshot_done: its text has changed",
+    "flat",
+    seal_of_nothing=marker(PREFIX + b'"version":1,"count":2,"self":"crc32:00000000"}\n'),
+    seal_is_no_text=marker(PREFIX + b'"version":1,"count":2,"self":"' + b"9" * 100_000 + b'"}\n'),
+)
 
 # ---- zero-sized ----
 
