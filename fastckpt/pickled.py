@@ -49,8 +49,10 @@ class Pickled(NamedTuple):
 
 
 def has_file(fd: int, folder: str, name: str) -> bool:
-    """Tell whether an open folder has a plain file of this name. If that is a pickle, OneFlow 0.6 and later look at nothing
-    else but the tensors that it names."""
+    """Tell whether a folder has a plain file of this name.
+
+    If that is a pickle, OneFlow 0.6 and later look at nothing else but the tensors that it names.
+    """
     try:
         return stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
     except FileNotFoundError:

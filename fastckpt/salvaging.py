@@ -208,14 +208,15 @@ class _Salvager:
     def _names(self) -> dict[str, str]:
         """Give the folder of every key that is or should be there."""
         places = self.contents.places(self._named() or [])
+        if self.contents.is_pickled:
+            return places | {key: entry.folder for key, entry in self.entries.items()}
         damaged = {found.folder: found.meta for found in self.contents.damage if found.folder not in ("", DONE)}
         folders = {folder: folder for folder in damaged}
         folders |= {folder: key for key, folder in places.items()}
         metas = {**{f: m for f, m in damaged.items() if m is not None}, **self.metas}
         folders |= {folder: meta.name or folder for folder, meta in metas.items()}
         folders |= {entry.folder: key for key, entry in self.entries.items()}
-        ties = places if self.contents.is_pickled else {}  # of which one folder has all
-        return {key: folder for folder, key in folders.items()} | ties
+        return {key: folder for folder, key in folders.items()}
 
     def _named(self) -> list[str] | None:
         """Give the names of the tensors in the record of a nested object; None where there is none, or no good one."""

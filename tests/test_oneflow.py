@@ -129,6 +129,45 @@ def test_open_with_more_tensors_than_maps(path: Path, monkeypatch: pytest.Monkey
     assert snapshot["numbers"][:].tolist() == [0, 1, 2, 3]
 
 
+def test_salvage(path: Path, tmp_path: Path) -> None:
+    found = fastckpt.salvage(path)
+    assert found
+    assert (found.lost, found.problems) == ({}, ())
+    assert [*found.unchecked] == [*fastckpt.open(path)], "OneFlow writes no digests"
+    check(found.object)
+    found.save(tmp_path / "new")
+    check(fastckpt.load(tmp_path / "new", verify=True))
+
+
+@pytest.mark.parametrize("name", ["meta", "out"])
+def test_salvage_of_a_damaged_folder(name: str, tmp_path: Path) -> None:
+    """The pickle tells what is lost: a tie under both of its names."""
+    path = write(tmp_path / "folder")
+    os.truncate(path / "tensor_3" / name, 3)
+    assert len(fastckpt.verify(path).problems) == 1
+    found = fastckpt.salvage(path)
+    assert not found
+    assert [*found.lost] == ["model.l.weight", "model.head"]
+    assert {Path(why.file).parent.name for why in found.lost.values()} == {"tensor_3"}
+    assert found.object["model"]["head"] is None
+    found.save(tmp_path / "new")
+    assert fastckpt.load(tmp_path / "new")["epoch"] == 3
+    shutil.rmtree(path / "tensor_3")
+    assert [*fastckpt.salvage(path).lost] == ["model.l.weight", "model.head"]
+    (path / "pickled_data").write_bytes(b"\x80")
+    assert not fastckpt.verify(path)
+    with pytest.raises(fastckpt.CheckpointError, match="pickled_data"):
+        fastckpt.salvage(path)
+
+
+def test_salvage_of_a_flat_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "folder", make=flat_state)
+    (path / "tensor_5/out").unlink()
+    found = fastckpt.salvage(path)
+    assert [*found.object] == ["l.weight"]
+    assert [*found.lost] == ["l.bias"]
+
+
 def test_some_keys(path: Path) -> None:
     found = fastckpt.load(path, keys=["optimizer.state.0.m", "model.head"])
     assert [*found] == ["model.head", "optimizer.state.0.m"]

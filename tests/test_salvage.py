@@ -209,6 +209,18 @@ def test_verify_says_all_that_is_wrong_and_what_to_do(path: Path) -> None:
     assert again.problems[0].remedy == report.problems[0].remedy
 
 
+def test_a_marker_on_a_bad_sector(tree_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fastckpt.opening.os.pread", refuse)
+    report = fastckpt.verify(tree_path)
+    assert report.problems[0].file == str(tree_path / "snapshot_done")
+    assert len(fastckpt.salvage(tree_path).tensors) == 6
+    with pytest.raises(OSError, match=r"Input/output error.*/snapshot_done"):
+        fastckpt.load(tree_path)
+
+
 def test_problems_of_errors() -> None:
     refusal = fastckpt.Problem.of(OSError(errno.EIO, "Input/output error", "s/a: b/out"), "s")
     assert (refusal.file, refusal.what) == ("s/a: b/out", "Input/output error")
