@@ -1,8 +1,10 @@
 /*
- * libFuzzer's door to the fast path for metas. What it accepts must be exactly what a writer would write for what it
- * says was written: the text is made again from the parsed fields and held against the input.
+ * libFuzzer's door to the fast paths for metas and for the table of an index. What the first accepts must be exactly what
+ * a writer would write for what it says was written: the text is made again from the parsed fields and held against the
+ * input. What the second gives must lie in its room.
  */
 #include "canon.h"
+#include "table.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,11 +79,30 @@ static void check(const char *data, size_t size, const struct fc_meta *meta)
         must(data[i] >= ' ' && data[i] <= '~');
 }
 
+static void check_table(const char *data, size_t size)
+{
+    struct fc_table table;
+    struct fc_row row;
+    struct fc_meta meta;
+    char *room = malloc(size + 1), *free_at = room;
+    must(room != NULL);
+    if (fc_open_table(&table, data, size, room))
+        while (fc_take_row(&table, &row) > 0) {
+            must(row.folder == free_at && row.meta == row.folder + row.folder_length);
+            free_at += row.folder_length + row.meta_length;
+            must(free_at <= room + size && row.nbytes >= 0 && row.copy_at >= -1);
+            if (fc_parse_canon(row.meta, row.meta_length, &meta))
+                check(row.meta, row.meta_length, &meta);
+        }
+    free(room);
+}
+
 int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size)
 {
     struct fc_meta meta;
     memset(&meta, 0xA5, sizeof meta);
     if (fc_parse_canon((const char *)data, size, &meta))
         check((const char *)data, size, &meta);
+    check_table((const char *)data, size);
     return 0;
 }

@@ -1,10 +1,11 @@
-"""The C that parses metas, under libFuzzer with the address and undefined behaviour sanitizers; then against Python.
+"""The C that parses metas and tables of indices, under libFuzzer with the address and undefined behaviour sanitizers.
 
 Every input that libFuzzer kept is parsed in Python too: what C accepts, the tolerant parser must accept as the same.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,12 @@ DICTIONARY = r"""
 ",\"digest\":\"crc32:"
 "9223372036854775807"
 "576460752303423487"
+",\"self\":\"crc32:"
+"[[\""
+"\",\""
+"\\\\n"
+",null],[\""
+"]]\x0a"
 "kFloat\x0a"
 "kComplex128\x0a"
 """
@@ -43,14 +50,19 @@ def samples() -> list[bytes]:
     made += [found._replace(digest="crc32:0123abcd") for found in made]
     made += [meta.Meta((2,), BY_NAME["bool"], 1, 2, name="a/b", same_as="c"), meta.Meta((1,) * 64, BY_NAME["int8"])]
     texts = [meta.format_meta(found) for found in made]
-    return texts + [text[:-1] for text in texts] + [text.replace(b"\n", b"\r\n") for text in texts]
+    rows = [
+        ["a", text.decode(), found.nbytes, None if at % 3 else 64 * at]
+        for at, (text, found) in enumerate(zip(texts, made, strict=True))
+    ]
+    tables = [json.dumps(rows[at : at + 3], separators=(",", ":")).encode() + b"\n" for at in range(0, len(rows), 9)]
+    return tables + texts + [text[:-1] for text in texts] + [text.replace(b"\n", b"\r\n") for text in texts]
 
 
 def build(folder: Path) -> Path:
     """Make the fuzzer."""
     need_programs("clang")
     target = folder / "canon"
-    sources = [ROOT / "tests/fuzz/canon.c", ROOT / "csrc/canon.c"]
+    sources = [ROOT / "tests/fuzz/canon.c", ROOT / "csrc/canon.c", ROOT / "csrc/table.c"]
     flags = ["-std=gnu11", "-O2", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
     done = subprocess.run(
         ["clang", *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", target], check=False, capture_output=True, text=True
@@ -87,11 +99,20 @@ def run(seconds: float) -> Verdict:
         for at, text in enumerate(samples()):
             (corpus / str(at)).write_bytes(text)
         (folder / "dictionary").write_text(DICTIONARY)
-        limits = ["-timeout=1", "-rss_limit_mb=512", "-max_len=1024", f"-max_total_time={max(1, round(seconds))}"]
+        limits = [
+            "-timeout=1",
+            "-rss_limit_mb=2048",
+            "-malloc_limit_mb=64",
+            "-max_len=1024",
+            f"-max_total_time={max(1, round(seconds))}",
+        ]
+        environment = {
+            name: value for name, value in os.environ.items() if name != "LD_PRELOAD"
+        }  # it has its own runtime
         done = subprocess.run(
             [target, *limits, f"-dict={folder / 'dictionary'}", "-print_final_stats=1", corpus],
             cwd=folder,
-            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # it has its own runtime
+            env={**environment, "ASAN_OPTIONS": "quarantine_size_mb=16"},
             check=False,
             capture_output=True,
             text=True,
