@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from faults import fault_sweep, fsyncgate, full_disk, kill_soak, memory, seccomp_matrix
+from faults.__main__ import all_checks
 from faults.verdict import Skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_asan]
@@ -57,3 +58,10 @@ def test_an_array_is_described_without_memory() -> None:
         [sys.executable, "-c", textwrap.dedent(NO_MEMORY)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr or done.returncode
+
+
+def test_every_check_can_be_run_by_name() -> None:
+    checks = all_checks()
+    assert {"crash_states", "disks", "fault_sweep", "flipped_bits", "kill_soak", "mutants", "pickles"} <= checks.keys()
+    assert "mounts" not in checks
+    assert all(callable(check.run) and check.ABOUT for check in checks.values())

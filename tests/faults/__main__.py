@@ -40,7 +40,7 @@ def main() -> int:
 def all_checks() -> dict[str, Any]:
     names = sorted(module.name for module in pkgutil.iter_modules(faults.__path__) if not module.name.startswith("_"))
     modules = {name: importlib.import_module(f"{faults.__name__}.{name}") for name in names}
-    return {name: module for name, module in modules.items() if hasattr(module, "run")}
+    return {name: module for name, module in modules.items() if hasattr(module, "ABOUT")}
 
 
 def outcome(name: str, check: Any, scale: float) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +61,21 @@ def mounted(kind: str, device: str | Path, folder: Path, options: str = "") -> I
     try:
         yield folder
     finally:
-        run("umount", str(folder))
+        _unmount(folder)
+
+
+def _unmount(folder: Path) -> None:
+    """Garbage that was loaded from there is mapped until it is collected; and the kernel may be busy for a moment."""
+    for patience in range(49, -1, -1):
+        gc.collect()
+        try:
+            run("umount", str(folder))
+        except OSError:
+            if not patience:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def copied(image: Path, copy: Path) -> Path:
