@@ -3,13 +3,10 @@
 
 #include <string.h>
 
+#include "cursor.h"
+
 #define LIMIT 65536
 #define ITEM_MAX 16 /* complex128, the largest element */
-
-struct cursor {
-    const char *at;
-    const char *end;
-};
 
 /* OneFlow's names and numbers, only of types that a tensor on disk can have; what they mean is the caller's table. */
 static const struct {
@@ -21,37 +18,13 @@ static const struct {
     {"kUInt64", 15}, {"kInt16", 17},  {"kComplex32", 19}, {"kComplex64", 20}, {"kComplex128", 21},
 };
 
-static bool take(struct cursor *cursor, const char *text)
-{
-    size_t length = strlen(text);
-    if ((size_t)(cursor->end - cursor->at) < length || memcmp(cursor->at, text, length) != 0)
-        return false;
-    cursor->at += length;
-    return true;
-}
-
-/* Decimal, 0 to 2^63-1, as a number is written: no sign, no leading zero. */
-static bool take_number(struct cursor *cursor, int64_t *number)
-{
-    const char *start = cursor->at;
-    int64_t value = 0;
-    for (; cursor->at < cursor->end && *cursor->at >= '0' && *cursor->at <= '9'; cursor->at++) {
-        int digit = *cursor->at - '0';
-        if (value > (INT64_MAX - digit) / 10)
-            return false;
-        value = value * 10 + digit;
-    }
-    *number = value;
-    return cursor->at > start && (*start != '0' || cursor->at == start + 1);
-}
-
-static bool take_dims(struct cursor *cursor, struct fc_meta *meta)
+static bool take_dims(struct fc_cursor *cursor, struct fc_meta *meta)
 {
     int64_t room = INT64_MAX / ITEM_MAX; /* what is left for the dims that come */
     meta->ndim = 0;
-    while (take(cursor, "  dim: ")) {
+    while (fc_take(cursor, "  dim: ")) {
         int64_t dim;
-        if (meta->ndim == FC_DIMS_MAX || !take_number(cursor, &dim) || !take(cursor, "\n") || dim > room)
+        if (meta->ndim == FC_DIMS_MAX || !fc_take_number(cursor, &dim) || !fc_take(cursor, "\n") || dim > room)
             return false;
         if (dim > 0)
             room /= dim;
@@ -60,7 +33,7 @@ static bool take_dims(struct cursor *cursor, struct fc_meta *meta)
     return true;
 }
 
-static bool take_type(struct cursor *cursor, int *number)
+static bool take_type(struct fc_cursor *cursor, int *number)
 {
     const char *stop = memchr(cursor->at, '\n', (size_t)(cursor->end - cursor->at));
     if (stop == NULL)
@@ -77,39 +50,39 @@ static bool take_type(struct cursor *cursor, int *number)
 }
 
 /* `crc32:` and eight lower-case hexadecimal digits, as we write them, and the quote behind. */
-static bool take_crc(struct cursor *cursor)
+static bool take_crc(struct fc_cursor *cursor)
 {
-    if (!take(cursor, "crc32:"))
+    if (!fc_take(cursor, "crc32:"))
         return false;
     for (int i = 0; i < 8; i++, cursor->at++)
         if (cursor->at == cursor->end || strchr("0123456789abcdef", *cursor->at) == NULL || *cursor->at == '\0')
             return false;
-    return take(cursor, "\"");
+    return fc_take(cursor, "\"");
 }
 
 /* A digest, and perhaps the seal behind it, which is left to whoever wants it checked. */
-static bool take_digest(struct cursor *cursor, struct fc_meta *meta)
+static bool take_digest(struct fc_cursor *cursor, struct fc_meta *meta)
 {
     const char *start = cursor->at;
     if (!take_crc(cursor))
         return false;
     memcpy(meta->digest, start, FC_DIGEST_LENGTH);
-    return !take(cursor, ",\"self\":\"") || take_crc(cursor);
+    return !fc_take(cursor, ",\"self\":\"") || take_crc(cursor);
 }
 
 /* Exactly `{"place":P,"count":C}\n`, perhaps with digests behind, and then the end: nearly every meta of ours. */
-static bool take_place(struct cursor *cursor, struct fc_meta *meta)
+static bool take_place(struct fc_cursor *cursor, struct fc_meta *meta)
 {
-    if (!take(cursor, "{\"place\":") || !take_number(cursor, &meta->place) || !take(cursor, ",\"count\":") ||
-        !take_number(cursor, &meta->count) || meta->place >= meta->count)
+    if (!fc_take(cursor, "{\"place\":") || !fc_take_number(cursor, &meta->place) || !fc_take(cursor, ",\"count\":") ||
+        !fc_take_number(cursor, &meta->count) || meta->place >= meta->count)
         return false;
-    if (take(cursor, ",\"digest\":\"") && !take_digest(cursor, meta))
+    if (fc_take(cursor, ",\"digest\":\"") && !take_digest(cursor, meta))
         return false;
-    return take(cursor, "}\n") && cursor->at == cursor->end;
+    return fc_take(cursor, "}\n") && cursor->at == cursor->end;
 }
 
 /* One line that could be a JSON object, and then the end. */
-static bool is_comment(const struct cursor *cursor)
+static bool is_comment(const struct fc_cursor *cursor)
 {
     const char *last = cursor->end - 1;
     if (last - cursor->at < 2 || *cursor->at != '{' || last[-1] != '}' || *last != '\n')
@@ -120,14 +93,14 @@ static bool is_comment(const struct cursor *cursor)
     return true;
 }
 
-static bool take_comment(struct cursor *cursor, const char *data, struct fc_meta *meta)
+static bool take_comment(struct fc_cursor *cursor, const char *data, struct fc_meta *meta)
 {
-    struct cursor copy;
+    struct fc_cursor copy;
     meta->place = meta->count = meta->comment_at = -1;
     meta->digest[0] = '\0';
     if (cursor->at == cursor->end)
         return true;
-    if (!take(cursor, "# fastckpt: "))
+    if (!fc_take(cursor, "# fastckpt: "))
         return false;
     copy = *cursor;
     if (take_place(&copy, meta))
@@ -140,7 +113,7 @@ static bool take_comment(struct cursor *cursor, const char *data, struct fc_meta
 
 bool fc_parse_canon(const char *data, size_t length, struct fc_meta *meta)
 {
-    struct cursor cursor = {data, data + length};
-    return length <= LIMIT && take(&cursor, "shape {\n") && take_dims(&cursor, meta) &&
-           take(&cursor, "}\ndata_type: ") && take_type(&cursor, &meta->number) && take_comment(&cursor, data, meta);
+    struct fc_cursor cursor = {data, data + length};
+    return length <= LIMIT && fc_take(&cursor, "shape {\n") && take_dims(&cursor, meta) &&
+           fc_take(&cursor, "}\ndata_type: ") && take_type(&cursor, &meta->number) && take_comment(&cursor, data, meta);
 }

@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cursor.h"
+
 struct fc_row {
     const char *folder; /* both texts are ASCII, in the table's room, not terminated */
     size_t folder_length;
@@ -23,10 +25,9 @@ struct fc_row {
 };
 
 struct fc_table {
-    const char *at; /* what is not read yet */
-    const char *end;
-    char *room; /* where the next text goes */
-    bool begun; /* a row was taken, so there is a comma before the next */
+    struct fc_cursor text; /* what is not read yet */
+    char *room;            /* where the next text goes */
+    bool begun;            /* a row was taken, so there is a comma before the next */
 };
 
 /* Begin with `length` bytes of text. `room` has as many; the rows' texts will lie there. False: not our spelling. */
