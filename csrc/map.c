@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "copy.h"
 #include "io.h"
 
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
@@ -68,6 +69,21 @@ int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, s
         return -1;
     }
     return 0;
+}
+
+int fc_copy_mapped(int fd, void *data, size_t length, off_t offset)
+{
+    const size_t before = (size_t)(offset % sysconf(_SC_PAGESIZE));
+    struct fc_error ignored;
+    char *map = mmap(NULL, before + length, PROT_READ, MAP_SHARED, fd, offset - (off_t)before);
+    int rc;
+    if (map == MAP_FAILED)
+        return -1;
+    rc = fc_advise(map, 0, before + length, FC_POPULATE_READ, &ignored);
+    if (rc == 0)
+        fc_copy(data, map + before, length);
+    fc_unmap(map, before + length);
+    return rc;
 }
 
 void fc_unmap(void *address, size_t size)

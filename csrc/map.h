@@ -16,6 +16,7 @@
 #include "error.h"
 
 #define FC_HUGE_PAGE ((off_t)2 << 20) /* bytes, on the processors that most have */
+#define FC_POPULATE_READ 22           /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
 
 /* Map an open file of `size` > 0 bytes, whole; `*address` is page-aligned. Errors as for fc_map_files. */
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err);
@@ -37,6 +38,13 @@ struct fc_map_job {
  * /proc/sys/vm/max_map_count) or FC_SIZE_CHANGED.
  */
 int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err);
+
+/*
+ * Copy part of an open file that is in the page cache to `data`, out of a map of it: nothing but the bytes is moved, and
+ * those around the processor's caches, which a read cannot. 0: done. -1: the system cannot, or the bytes cannot be had;
+ * then a read says why. The part must lie within the file.
+ */
+int fc_copy_mapped(int fd, void *data, size_t length, off_t offset);
 
 /* Unmap what was mapped. Does nothing for NULL. */
 void fc_unmap(void *address, size_t size);

@@ -18,6 +18,8 @@
 #include "pool.h"
 #include "resident.h"
 
+#define MAPPED_LEAST ((size_t)2 << 20)
+
 /* `path` becomes "folder/file"; false when it would be longer than the kernel takes. */
 static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
 {
@@ -264,6 +266,14 @@ void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads)
     fc_share_turns(count, threads, scan_turn, runs);
 }
 
+/* Whether a part was copied out of a map; for less than MAPPED_LEAST, making the map takes longer than it saves. */
+static bool copy_part(int fd, const struct fc_part *part, off_t size)
+{
+    if (!part->mapped || part->length < MAPPED_LEAST || size - part->offset < (off_t)part->length)
+        return false;
+    return fc_is_resident(fd, size) && fc_copy_mapped(fd, part->data, part->length, part->offset) == 0;
+}
+
 int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err)
 {
     ssize_t count;
@@ -275,7 +285,9 @@ int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }
-    if (part->room > 0)
+    if (copy_part(fd, part, *found))
+        count = (ssize_t)part->length;
+    else if (part->room > 0)
         count = fc_read_past_cache(fd, part->data, part->length, part->room, part->offset, err);
     else
         count = fc_read_at(fd, part->data, part->length, part->offset, err);

@@ -7,6 +7,7 @@
 #ifndef FC_READER_H
 #define FC_READER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -83,6 +84,7 @@ struct fc_part {
     void *data;
     size_t length;
     size_t room;         /* 0, or to read past the page cache, as for fc_read_past_cache */
+    bool mapped;         /* much of it, in the page cache, may be copied out of a map */
     off_t size;          /* what the whole file must have; any size when negative */
     off_t found;         /* out, of fc_read_parts */
     struct fc_error err; /* the same; its code is 0 for what was read, or not begun after another's error */

@@ -2,16 +2,27 @@
 #include "resident.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include "io.h"
+#include "map.h"
 
 #ifndef SYS_cachestat
 #define SYS_cachestat 451
 #endif
+
+/* As <linux/fs.h> has it since Linux 6.7. */
+struct scan {
+    uint64_t size, flags, start, end, walk_end, regions, regions_length, most, inverted, all, any, returned;
+};
+#define SCAN_ _IOWR('f', 16, struct scan)
+#define IS_HUGE_ ((uint64_t)1 << 6)
 
 /* Before Linux 6.5: whether a few bytes, here and there, can be had without waiting for the disk. */
 static bool is_resident_by_reading(int fd, off_t size)
@@ -69,4 +80,48 @@ bool fc_is_resident_at(int dirfd, const char *path)
     resident = size == 0 || fc_is_resident(fd, size);
     fc_close_read(fd);
     return resident;
+}
+
+/* Whether what is mapped at `map` is one huge page; an older kernel, or one without /proc, says no. */
+static bool is_mapped_huge(const void *map)
+{
+    uint64_t region[3], start = (uint64_t)(uintptr_t)map;
+    struct scan scan = {.size = sizeof scan, .start = start, .end = start + FC_HUGE_PAGE, .regions_length = 1};
+    int found, pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (pagemap < 0)
+        return false;
+    scan.regions = (uint64_t)(uintptr_t)region;
+    scan.all = scan.returned = IS_HUGE_;
+    found = ioctl(pagemap, SCAN_, &scan);
+    fc_close_read(pagemap);
+    return found > 0;
+}
+
+static bool is_huge(int fd, off_t size)
+{
+    const off_t offset = size / 2 / FC_HUGE_PAGE * FC_HUGE_PAGE;
+    struct fc_error ignored;
+    bool huge;
+    void *map;
+    if (size - offset < FC_HUGE_PAGE || !fc_is_resident(fd, size))
+        return false;
+    map = mmap(NULL, FC_HUGE_PAGE, PROT_READ, MAP_SHARED, fd, offset);
+    if (map == MAP_FAILED)
+        return false;
+    huge = fc_advise(map, 0, FC_HUGE_PAGE, FC_POPULATE_READ, &ignored) == 0 && is_mapped_huge(map);
+    fc_unmap(map, FC_HUGE_PAGE);
+    return huge;
+}
+
+bool fc_is_huge_at(int dirfd, const char *path)
+{
+    struct fc_error err;
+    off_t size;
+    bool huge;
+    int fd = fc_open_file(dirfd, path, &size, &err);
+    if (fd < 0)
+        return false;
+    huge = is_huge(fd, size);
+    fc_close_read(fd);
+    return huge;
 }

@@ -93,11 +93,16 @@ cdef extern from "reader.h" nogil:
         void *data
         size_t length
         size_t room
+        bint mapped
         off_t size
         off_t found
         fc_error err
 
     int fc_read_parts(int dirfd, fc_part *parts, size_t count, size_t threads, size_t *failed)
+
+
+cdef extern from "copy.h" nogil:
+    void fc_copy(void *to, const void *source, size_t length)
 
 
 cdef extern from "map.h" nogil:
@@ -114,6 +119,7 @@ cdef extern from "map.h" nogil:
 
 cdef extern from "resident.h" nogil:
     bint fc_is_resident_at(int dirfd, const char *path)
+    bint fc_is_huge_at(int dirfd, const char *path)
 
 
 cdef extern from "canon.h" nogil:

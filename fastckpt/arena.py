@@ -119,4 +119,4 @@ def _jobs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
 
 def _copy(job: list[_Pair]) -> None:
     for part, source in job:
-        np.copyto(part, source)
+        _core.copy(part, source)

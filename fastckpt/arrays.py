@@ -24,13 +24,13 @@ class NumpyCodec:
     def is_leaf(self, obj: object) -> bool:
         return isinstance(obj, np.ndarray)
 
-    def describe(self, obj: np.ndarray[Any, Any], path: str) -> Blob:
+    def describe(self, obj: np.ndarray[Any, Any]) -> Blob:
         if type(obj) not in (np.ndarray, np.memmap):
-            raise UnsupportedError(f"{path}: {type(obj).__name__} cannot be stored; pass numpy.asarray(...) of it")
+            raise UnsupportedError(f"{type(obj).__name__} cannot be stored; pass numpy.asarray(...) of it")
         dtype = BY_NAME.get(obj.dtype.name)
         if dtype is None or dtype.numpy is None or obj.dtype.hasobject or obj.dtype.names:
             remedy = "view it as an integer type" if obj.dtype.kind in "mM" else "convert it to a number type"
-            raise UnsupportedError(f"{path}: dtype {obj.dtype} cannot be stored; {remedy}")
+            raise UnsupportedError(f"dtype {obj.dtype} cannot be stored; {remedy}")
         if obj.size == 0:
             return Blob(dtype, obj.shape, None)
         strides = tuple(s if n > 1 else 0 for s, n in zip(obj.strides, obj.shape, strict=True))

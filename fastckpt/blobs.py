@@ -60,8 +60,8 @@ class Codec(Protocol):
     def is_leaf(self, obj: object) -> bool:
         """Tell whether this is a tensor of the framework, storable or not."""
 
-    def describe(self, obj: Any, path: str) -> Blob:
-        """Say dtype, shape and memory; raise UnsupportedError naming `path` for what cannot be stored."""
+    def describe(self, obj: Any) -> Blob:
+        """Say dtype, shape and memory; raise UnsupportedError for what cannot be stored."""
 
     def pieces(self, obj: Any) -> Iterator[Any]:
         """Give the elements in C order as contiguous buffers: the tensor's own memory where it is in order, else

@@ -14,8 +14,9 @@ from typing import Any
 from fastckpt.arrays import NUMPY
 from fastckpt.blobs import Blob, Codec
 from fastckpt.errors import FormatError, UnsupportedError
+from fastckpt.tree import Leaf
 
-__all__ = ["KINDS", "NUMPY", "Blob", "Codec", "codec_for", "default_framework"]
+__all__ = ["KINDS", "NUMPY", "Blob", "Codec", "codec_for", "default_framework", "described"]
 
 
 def codec_for(framework: str) -> Codec:
@@ -35,6 +36,21 @@ def codec_for(framework: str) -> Codec:
     except ImportError as missing:
         raise UnsupportedError(f"torch cannot be imported ({missing}): pip install 'fastckpt[torch]'") from missing
     return codec
+
+
+def described(leaf: Leaf) -> tuple[Codec, Blob]:
+    """Give the codec of a leaf, and what a plan needs to know of it.
+
+    Raises
+    ------
+    UnsupportedError
+        It cannot be stored; the message says where it stands.
+    """
+    codec = codec_for(leaf.framework)
+    try:
+        return codec, codec.describe(leaf.value)
+    except UnsupportedError as refused:
+        raise UnsupportedError(f"{leaf.path}: {refused}") from None
 
 
 def default_framework() -> str:

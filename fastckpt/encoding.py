@@ -27,8 +27,8 @@ class Leaf:
     ----------
     key : str
         Its name in the snapshot; no other has it.
-    path : str
-        Where it stands, for people: ``obj["model"]["l1.weight"]``.
+    parts : tuple
+        Keys and positions that lead to it.
     value : object
         The tensor itself.
     framework : str
@@ -36,9 +36,14 @@ class Leaf:
     """
 
     key: str
-    path: str
+    parts: tuple[Any, ...]
     value: Any
     framework: str
+
+    @property
+    def path(self) -> str:
+        """Where it stands, for people: ``obj["model"]["l1.weight"]``."""
+        return show(self.parts)
 
 
 class Kinds(Protocol):
@@ -98,7 +103,7 @@ class Writer(Walk):
 
     def leaf(self, item: object, framework: str) -> Record:
         name = self.names.give(self.parts)
-        self.leaves.append(Leaf(name, show(self.parts), item, framework))
+        self.leaves.append(Leaf(name, tuple(self.parts), item, framework))
         return {"tensor": name} if framework == "torch" else {"tensor": name, "as": framework}
 
     def special(self, item: Any) -> Record:

@@ -139,7 +139,7 @@ def with_path(problem: _core.SizeChanged | OSError, path: str) -> Exception:
     return problem if isinstance(damage, OSError) or problem.errno == errno.ENOENT else damage
 
 
-def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
+def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]], *, mapped: bool) -> None:
     """Fill memory that others own with the bytes of tensors, without any other memory for what is in the page cache.
 
     Parameters
@@ -148,9 +148,14 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]]) -> None:
         The snapshot.
     targets : sequence of (Entry, buffer)
         A buffer has as many bytes as the tensor.
+    mapped : bool
+        Map, a part at a time, what is in the page cache of this machine in huge pages, by the look of the largest one.
     """
     parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, direct=False)]
-    _read_parts(contents, parts, len(os.sched_getaffinity(0)))
+    if mapped and parts:
+        largest = max(parts, key=lambda part: part[3])
+        mapped = not filesystem_of(contents.fd).remote and _core.is_huge(contents.fd, largest[0])
+    _read_parts(contents, parts, len(os.sched_getaffinity(0)), mapped=mapped)
 
 
 def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
@@ -187,10 +192,10 @@ def read_runs(contents: Contents, entry: Entry, runs: Sequence[tuple[int, int]])
     return memory
 
 
-def _read_parts(contents: Contents, parts: list[Part], threads: int) -> None:
+def _read_parts(contents: Contents, parts: list[Part], threads: int, *, mapped: bool = False) -> None:
     try:
         for batch in _batches(parts):
-            _core.read_parts(contents.fd, batch, threads=threads)
+            _core.read_parts(contents.fd, batch, threads=threads, mapped=mapped)
     except (_core.SizeChanged, OSError) as problem:
         raise with_path(problem, contents.folder) from None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fastckpt import _core, parallel, tree
 from fastckpt.blobs import PIECE, row_pieces
 from fastckpt.checking import check
-from fastckpt.codec import KINDS, Codec, codec_for
+from fastckpt.codec import KINDS, Codec, described
 from fastckpt.contents import Contents, Entry, Index, reading
 from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
@@ -30,7 +30,12 @@ class IncompatibleKeys(NamedTuple):
 
 
 def load_into(
-    model_or_state: Any, path: str | os.PathLike[str], *, strict: bool = True, verify: bool = False
+    model_or_state: Any,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    mode: Literal["auto", "read"] = "auto",
+    verify: bool = False,
 ) -> IncompatibleKeys:
     """Fill the tensors of a module, or of an object like the one that was saved, in place.
 
@@ -46,6 +51,9 @@ def load_into(
         Folder of the snapshot, or single file of OneFlow.
     strict : bool
         Require the same keys on both sides.
+    mode : {"auto", "read"}
+        ``auto``: what is in the page cache in huge pages is copied out of maps, which are there for milliseconds only.
+        ``read``: nothing is mapped, for folders that others can write to.
     verify : bool
         Check digests before anything is changed.
 
@@ -63,6 +71,8 @@ def load_into(
     OSError
         What the system refused. Some tensors may have been filled if a file could not be read.
     """
+    if mode not in ("auto", "read"):
+        raise ValueError(f"mode must be 'auto' or 'read', not {mode!r}")
     leaves, _ = tree.flatten(KINDS.state_of(model_or_state), KINDS)
     targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
 
@@ -72,7 +82,7 @@ def load_into(
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
         if verify:
             check(contents, [entry for _, entry in pairs])
-        _fill(pairs, contents)
+        _fill(pairs, contents, mapped=mode == "auto")
         return keys
 
     given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
@@ -92,8 +102,7 @@ class _Target(NamedTuple):
 
     @classmethod
     def of(cls, leaf: Leaf) -> _Target:
-        codec = codec_for(leaf.framework)
-        blob = codec.describe(leaf.value, leaf.path)
+        codec, blob = described(leaf)
         return cls(leaf.value, codec, blob.dtype, blob.shape, codec.obstacle(leaf.value))
 
 
@@ -130,7 +139,7 @@ def _mismatch(target: _Target | None, entry: Entry) -> str:
     return ""
 
 
-def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> None:
+def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents, *, mapped: bool) -> None:
     """Send to the targets on devices, and read into those on the host, that lie as their blobs do; the others get
     theirs by rows, through some room."""
     for codec in {id(target.codec): target.codec for target, _ in pairs}.values():
@@ -139,7 +148,7 @@ def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> None:
     straight = [t.codec.memory_of(t.value) if t.dtype == e.meta.dtype else None for t, e in near]
     memories = [(e, memory) for (_, e), memory in zip(near, straight, strict=True) if memory is not None]
     crooked = [pair for pair, memory in zip(near, straight, strict=True) if memory is None]
-    read_into(contents, memories)
+    read_into(contents, memories, mapped=mapped)
     for (target, _), memory in zip(near, straight, strict=True):
         if memory is not None:
             target.codec.sound(target.value)

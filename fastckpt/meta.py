@@ -14,7 +14,7 @@ from fastckpt import _core, metatext, seals
 from fastckpt.dtypes import BY_NAME, BY_NUMBER, DType
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
 from fastckpt.layout import OUT
-from fastckpt.metatext import FIELDS, INT64_MAX, format_note, parse_note, wrong
+from fastckpt.metatext import FIELDS, INT64_MAX, MAX_DIMS, format_note, parse_note, wrong
 
 __all__ = [
     "LIMIT",
@@ -167,7 +167,8 @@ def check_seal(data: bytes, where: str) -> None:
 
 def checked(meta: Meta) -> Meta:
     """Give back a ``Meta`` without a digest that can be written, also with a digest; errors as for `format_meta`."""
-    format_meta(meta._replace(digest="crc32:00000000"))
+    if not _is_surely_readable(meta):
+        format_meta(meta._replace(digest="crc32:00000000"))
     return meta
 
 
@@ -208,6 +209,13 @@ def _check_size(shape: tuple[int, ...], dtype: DType, where: str) -> None:
     product = math.prod(shape) or math.prod(filter(None, shape))
     if product * dtype.itemsize > INT64_MAX:
         raise wrong(where, "a tensor of at most 2**63 - 1 bytes", f"{dtype.name}{list(shape)}")
+
+
+def _is_surely_readable(meta: Meta) -> bool:
+    """Tell whether nothing is in it but numbers, and those in their bounds."""
+    plain = meta.name is None and meta.same_as is None and meta.container is None and meta.dtype.enum is not None
+    placed = meta.place is not None and meta.count is not None and 0 <= meta.place < meta.count
+    return plain and placed and len(meta.shape) <= MAX_DIMS and 0 < meta.nbytes <= INT64_MAX
 
 
 def _check_readable(data: bytes, meta: Meta) -> None:

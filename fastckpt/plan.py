@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from fastckpt import meta as meta_file
-from fastckpt.codec import Blob, Codec, codec_for
+from fastckpt.codec import Blob, Codec, described
 from fastckpt.layout import DONE, folders_for
-from fastckpt.marker import ALIGN, SMALL, IndexEntry, format_marker
+from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker
 from fastckpt.meta import Meta
 from fastckpt.tree import Leaf
 
@@ -22,6 +22,7 @@ __all__ = ["WriteItem", "WritePlan"]
 
 _EFFORT: Any = 1_000  # candidate solutions that numpy may try; its stubs know -1 and 0 only
 _COMPARISONS = 4_000  # pairs of tensors that are looked at; a warning is not worth seconds
+_ESCAPED, _NUMBER, _ROW = 14, 40, 400  # bytes of an index at most: a character, a dim, and the rest of a tensor
 _CONTAINER_LIMIT = 32 << 10  # bytes of JSON about the flat object that the first tensor's meta may carry
 
 
@@ -92,8 +93,11 @@ class WritePlan:
         index : bool
             Copy metas and small blobs into the marker; a nested object always gets that.
         """
-        codecs = [codec_for(leaf.framework) for leaf in leaves]
-        blobs = [codec.describe(leaf.value, leaf.path) for leaf, codec in zip(leaves, codecs, strict=True)]
+        codecs, blobs = [], []
+        for leaf in leaves:
+            codec, blob = described(leaf)
+            codecs.append(codec)
+            blobs.append(blob)
         twins = _twins(leaves, blobs)
         _warn_of_overlaps(leaves, blobs, twins)
         flat, container = _container(record, leaves) if flat else (False, DONE)
@@ -110,7 +114,8 @@ class WritePlan:
             for at, folder in enumerate(folders)
         )
         plan = cls(items, () if flat else (record,), index or not flat)
-        plan.marker({})  # what cannot be said is refused now
+        if _is_perhaps_too_long(plan):
+            plan.marker({})  # what cannot be said is refused now
         return plan
 
     def marker(self, digests: Mapping[str, str | None], *, seal: bool = True) -> bytes:
@@ -222,6 +227,14 @@ def _share(one: Blob, other: Blob) -> bool:
         return np.shares_memory(np.asarray(_Addresses(one)), np.asarray(_Addresses(other)), max_work=_EFFORT)
     except (np.exceptions.TooHardError, ValueError):  # ValueError: more dimensions than this numpy has
         return True
+
+
+def _is_perhaps_too_long(plan: WritePlan) -> bool:
+    """Tell whether the marker may be longer than a line can be, without making all of its text."""
+    texts = sum(len(item.folder) + len(item.meta.name or "") + len(item.meta.same_as or "") for item in plan.items)
+    numbers = sum(len(item.blob.shape) for item in plan.items)
+    most = _ESCAPED * texts + _NUMBER * numbers + _ROW * len(plan.items) + 2 * _CONTAINER_LIMIT
+    return plan.index and most + len(json.dumps(plan.record)) > LINE_LIMIT
 
 
 def _is_copied(item: WriteItem) -> bool:

@@ -77,7 +77,7 @@ class Salvage:
                 raise UnsupportedError(f"{self.path}: nothing in it is intact; there is nothing to save")
             save(self.object, path, overwrite=False)
             return
-        leaves = [Leaf(key, key, self.tensors[key], KINDS.framework(self.tensors[key])) for key in self._keys()]
+        leaves = [Leaf(key, (key,), self.tensors[key], KINDS.framework(self.tensors[key])) for key in self._keys()]
         plan = WritePlan.of(leaves, self.record[0], flat=False, index=True)
         write_plan(plan, path, threads=None, overwrite=False, durable=True, digest=True)
 

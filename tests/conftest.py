@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ ONEFLOW = Path(__file__).resolve().parents[2] / "shared" / "oneflow"
 # A busy machine is no failure; and CI, where hypothesis would try the same examples every time, tries new ones too.
 settings.register_profile("fastckpt", deadline=None, derandomize=False)
 settings.load_profile("fastckpt")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

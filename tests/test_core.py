@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import seccomp
 import torch
+from pages import evict
 
 from fastckpt import _core
 
@@ -626,6 +627,80 @@ def test_read_wants_the_file_as_it_was(folder: Folder, offset: int, length: int,
     with pytest.raises(_core.SizeChanged, match=f"'out': wanted {wanted} bytes, found 6") as caught:
         _core.read_into(folder.fd, "out", offset, bytearray(length), size=size)
     assert (caught.value.index, caught.value.found) == (0, 6)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_parts_of_any_place_and_length(folder: Folder, mapped: bool) -> None:
+    """2 MiB and more are copied out of maps, when asked."""
+    size, least = (9 << 20) + 77, 2 << 20
+    content = np.random.default_rng(3).integers(0, 256, size, np.uint8)
+    folder.file("out", content.tobytes())
+    wanted = [
+        (0, size),
+        (0, least - 1),
+        (4095, least),
+        (1, 3 * least + 5),
+        (size - least, least),
+        (size - 1, 1),
+        (5, 0),
+    ]
+    buffers = [np.zeros(length, np.uint8) for _, length in wanted]
+    parts = [("out", at, buffer, size, 0) for (at, _), buffer in zip(wanted, buffers, strict=True)]
+    _core.read_parts(folder.fd, parts, threads=3, mapped=mapped)
+    for (at, length), buffer in zip(wanted, buffers, strict=True):
+        assert np.array_equal(buffer, content[at : at + length])
+    assert f" {folder.path}" not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize(("offset", "size"), [(1, -1), (0, 5 << 20), (0, 3 << 20)])
+def test_mapped_parts_want_the_file_as_it_was(folder: Folder, offset: int, size: int) -> None:
+    folder.file("out", bytes(4 << 20))
+    with pytest.raises(_core.SizeChanged, match=f"found {4 << 20}"):
+        _core.read_parts(folder.fd, [("out", offset, bytearray(4 << 20), size, 0)], mapped=True)
+
+
+def test_what_is_in_huge_pages(folder: Folder) -> None:
+    size = 64 << 20
+    small, large = folder.file("small", bytes(1 << 20)), folder.file("large", bytes(size))
+    evict(folder.path / "large")
+    assert not any(_core.is_huge(folder.fd, name) for name in (small, large, "gone"))
+    (mapping,) = _core.map_files(folder.fd, ["large"], [size], advice=14)  # MADV_HUGEPAGE
+    assert sum(memoryview(mapping)[:: 4 << 10]) == 0
+    huge = huge_bytes(folder.path / "large")
+    if huge in (0, size):
+        assert _core.is_huge(folder.fd, "large") == (huge > 0)
+    else:
+        pytest.skip("some of it is in huge pages, some is not")
+
+
+def huge_bytes(file: Path) -> int:
+    """What of this process's map of a file is huge pages, by the kernel's own word."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith(f" {file}"):
+            return next(int(field.split()[1]) << 10 for field in lines if field.startswith("FilePmdMapped:"))
+    raise AssertionError(f"{file} is not mapped")
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 4096, (256 << 10) - 1, 256 << 10, (1 << 20) + 77])
+def test_copy(length: int) -> None:
+    """Wherever it begins, it ends there, and nothing beside it changes."""
+    source = np.random.default_rng(4).integers(1, 256, length + 100, np.uint8)
+    for at, begin in itertools.product((0, 1, 17, 64), (0, 1, 31)):
+        target = np.zeros(length + 200, np.uint8)
+        _core.copy(target[at : at + length], source[begin : begin + length])
+        assert np.array_equal(target[at : at + length], source[begin : begin + length])
+        assert not target[:at].any()
+        assert not target[at + length :].any()
+
+
+def test_copy_wants_as_many_bytes_and_memory_to_write_to() -> None:
+    with pytest.raises(ValueError, match="as many bytes"):
+        _core.copy(bytearray(3), b"abcd")
+    with pytest.raises(BufferError):
+        _core.copy(b"abc", b"abc")
+    with pytest.raises(TypeError):
+        _core.copy(bytearray(3), 3)  # type: ignore[arg-type]
 
 
 def test_read_at_the_end_of_all_numbers(folder: Folder) -> None:

@@ -43,7 +43,7 @@ NO_MEMORY = """
     for at in range(60):
         _testcapi.set_nomemory(at, at + 1)
         try:
-            NUMPY.describe(array, "w")
+            NUMPY.describe(array)
         except (MemoryError, SystemError):
             pass
         finally:

@@ -482,3 +482,30 @@ def test_over_a_network_a_blob_of_another_size_is_noticed(path: Path) -> None:
     os.truncate(path / f"of {LENGTHS[-1]}" / "out", 5)
     with pytest.raises(fastckpt.CorruptError, match=f"of {LENGTHS[-1]}/out"):
         snapshot[f"of {LENGTHS[-1]}"][:2]
+
+
+# ---- load_into ----
+
+
+@pytest.mark.parametrize("huge", [False, True])
+@pytest.mark.parametrize("mode", ["auto", "read"])
+def test_maps_only_of_what_is_in_huge_pages(path: Path, mode: Any, huge: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, asked = _core.read_parts, []
+
+    def spy(*args: Any, **options: Any) -> None:
+        if args[1][0][0] != "snapshot_done":
+            asked.append(options["mapped"])
+        read(*args, **options)
+
+    monkeypatch.setattr(_core, "read_parts", spy)
+    monkeypatch.setattr(_core, "is_huge", lambda fd, name: huge and name == f"of {LENGTHS[-1]}/out")
+    read_all(path)
+    target = {key: torch.zeros_like(tensor) for key, tensor in state().items()}
+    fastckpt.load_into(target, path, mode=mode)
+    assert same(target, state())
+    assert set(asked) == {huge and mode == "auto"}
+
+
+def test_load_into_knows_two_modes(path: Path) -> None:
+    with pytest.raises(ValueError, match="'auto' or 'read', not 'mmap'"):
+        fastckpt.load_into(state(), path, mode="mmap")  # type: ignore[arg-type]

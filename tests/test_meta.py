@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastckpt import _core, metatext
 from fastckpt.dtypes import BY_ENUM, BY_NAME, BY_NUMBER, ENUM_WITHOUT_DTYPE, DType
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
-from fastckpt.meta import LIMIT, Meta, format_meta, parse, parse_text, with_file_size
+from fastckpt.meta import LIMIT, Meta, checked, format_meta, parse, parse_text, with_file_size
 
 INT64_MAX = 2**63 - 1
 FLOAT = BY_NAME["float32"]
@@ -147,6 +147,23 @@ def test_what_would_not_read_back_is_not_written(meta: Meta, words: str) -> None
         format_meta(meta)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@given(
+    st.one_of(st.lists(dims, max_size=6), st.lists(st.integers(0, 2), min_size=60, max_size=70)).map(tuple),
+    st.sampled_from(sorted(BY_NAME.values(), key=lambda dtype: dtype.name)),
+    st.tuples(st.none() | st.integers(-1, 4), st.none() | st.integers(-1, 4)),
+)
+def test_what_is_checked_can_be_written(shape: tuple[int, ...], dtype: DType, places: tuple[Any, Any]) -> None:
+    """The check before a save, which spares most metas their text, refuses what the text would."""
+    meta = Meta(shape, dtype, *places)
+    try:
+        format_meta(meta._replace(digest="crc32:00000000"))
+    except UnsupportedError:
+        with pytest.raises(UnsupportedError):
+            checked(meta)
+    else:
+        assert checked(meta) == meta
 
 
 # Every spelling of protobuf

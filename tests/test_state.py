@@ -490,7 +490,9 @@ def test_refused_before_a_byte_is_written(kind: str, tmp_path: Path) -> None:
 
 
 def test_too_much_beside_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastckpt.marker.LINE_LIMIT", 1 << 20)
+    for module in ("marker", "plan"):
+        monkeypatch.setattr(f"fastckpt.{module}.LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr("fastckpt.saving.staging", None)  # refused before it is asked for
     with pytest.raises(fastckpt.UnsupportedError, match=r"1 MiB as JSON.*keep long histories and bytes as tensors"):
         fastckpt.save({"history": [0.1] * 500_000}, tmp_path / "s")
     assert os.listdir(tmp_path) == []

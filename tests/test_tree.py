@@ -220,9 +220,10 @@ def test_leaves_come_in_order_with_name_place_and_framework() -> None:
     array = Array()
     leaves, _ = tree.flatten({"model": OrderedDict({"l1.weight": T}), "ema": [None, (array,)]}, KINDS)
     assert leaves == [
-        tree.Leaf("model.l1.weight", 'obj["model"]["l1.weight"]', T, "torch"),
-        tree.Leaf("ema.1.0", 'obj["ema"][1][0]', array, "numpy"),
+        tree.Leaf("model.l1.weight", ("model", "l1.weight"), T, "torch"),
+        tree.Leaf("ema.1.0", ("ema", 1, 0), array, "numpy"),
     ]
+    assert [leaf.path for leaf in leaves] == ['obj["model"]["l1.weight"]', 'obj["ema"][1][0]']
 
 
 @pytest.mark.parametrize(

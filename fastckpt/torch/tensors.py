@@ -33,8 +33,8 @@ class TorchCodec:
     def is_leaf(self, obj: object) -> bool:
         return isinstance(obj, torch.Tensor)
 
-    def describe(self, obj: torch.Tensor, path: str) -> Blob:
-        _refuse(obj, path)
+    def describe(self, obj: torch.Tensor) -> Blob:
+        _refuse(obj)
         shape = tuple(obj.shape)
         dtype = _FROM_TORCH[obj.dtype]
         address = obj.data_ptr() if obj.numel() else 0
@@ -157,11 +157,11 @@ class TorchCodec:
         raise ValueError("no such value")
 
 
-def _refuse(tensor: torch.Tensor, path: str) -> None:
+def _refuse(tensor: torch.Tensor) -> None:
     """Raise for every tensor that is not a plain run of elements."""
     kind, remedy = _obstacle(tensor)
     if kind:
-        raise UnsupportedError(f"{path}: a {kind} cannot be stored; {remedy}")
+        raise UnsupportedError(f"a {kind} cannot be stored; {remedy}")
 
 
 def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
@@ -201,8 +201,9 @@ def _is_backed(tensor: torch.Tensor) -> bool:
     if not tensor.numel() or tensor.device.type not in ("cpu", "cuda"):
         return True
     try:
-        last = tensor.storage_offset() + sum(s * (n - 1) for s, n in zip(tensor.stride(), tensor.shape, strict=True))
-        return (last + 1) * tensor.itemsize <= tensor.untyped_storage().nbytes()
+        steps = zip(tensor.stride(), tensor.shape, strict=True)
+        last = tensor.numel() - 1 if tensor.is_contiguous() else sum(s * (n - 1) for s, n in steps)
+        return (tensor.storage_offset() + last + 1) * tensor.itemsize <= tensor.untyped_storage().nbytes()
     except (NotImplementedError, RuntimeError):
         return False
 
