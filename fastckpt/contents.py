@@ -246,6 +246,7 @@ class Contents:
 
     def look_at(self, blobs: dict[str, int], look: Look) -> None:
         """Check the size of some blobs, given by folder, and map those that `look` says; small ones are read."""
+        self.looked |= look != "none"
         self._folders.check(blobs, look)
 
     def select(self, keys: Iterable[str] | None, max_bytes: int | None = None) -> list[Entry]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastckpt.choosing import look_for_open
@@ -20,6 +20,7 @@ def open(
     path: str | os.PathLike[str],
     *,
     as_: str | None = None,
+    keys: Iterable[str] | None = None,
     verify: bool = False,
     max_bytes: int | None = None,
     max_tensors: int = TENSORS,
@@ -32,6 +33,9 @@ def open(
         Folder of the snapshot; or a single file of OneFlow, whose tensors are read into memory now.
     as_ : {"torch", "numpy"}, optional
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
+    keys : iterable of str, optional
+        Open these tensors only, as a flat snapshot of them. No other is looked at, where the folders have the names of
+        the keys: each that is costs 4 KiB of reading, if there is no index.
     verify : bool
         Check the metas now, and the digest of a tensor when it is indexed for the first time, which reads all of it.
     max_bytes, max_tensors : int
@@ -51,6 +55,8 @@ def open(
         The folder is no complete, sound snapshot; the message names the file.
     LimitError
         There is more than `max_bytes` or `max_tensors` allow.
+    KeyError
+        A key of `keys` is not in the snapshot.
 
     Notes
     -----
@@ -59,14 +65,16 @@ def open(
     """
     framework = codec_for(as_ or default_framework()).name
     look = look_for_open(path)
+    wanted = keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
+    at_once = look if wanted is None and max_bytes is None else "none"
 
     def act(contents: Contents) -> Snapshot:
-        entries = contents.select(None, max_bytes)
+        entries = contents.select(wanted, max_bytes)
         if contents.looked != (look != "none"):
             contents.look_at({e.blob: e.meta.nbytes for e in entries if e.blob not in contents.blobs}, look)
-        return Snapshot(contents, framework, verify)
+        return Snapshot(contents, entries, framework, verify, whole=wanted is None)
 
-    return reading(path, act, look=look if max_bytes is None else "none", max_tensors=max_tensors, seals=verify)
+    return reading(path, act, look=at_once, keys=wanted, max_tensors=max_tensors, seals=verify)
 
 
 class TensorHandle:
@@ -145,7 +153,7 @@ class TensorHandle:
 
 
 class Snapshot(Mapping[str, Any]):
-    """An open snapshot: its tensors by name, as lazy handles.
+    """An open snapshot, or some tensors of one: by name, as lazy handles.
 
     Iteration and length go over the flat names of all tensors. ``snap[key]`` takes a flat name, or a key of the saved
     object: for a nested one, ``snap["model"]`` is its part with handles for tensors.
@@ -158,29 +166,34 @@ class Snapshot(Mapping[str, Any]):
         Bytes of all tensors, ties counted once.
     """
 
-    def __init__(self, contents: Contents, framework: str, verify: bool) -> None:
+    def __init__(
+        self, contents: Contents, entries: Sequence[Entry], framework: str, verify: bool, *, whole: bool
+    ) -> None:
         self.path = contents.path
         codec = codec_for(framework)
         doubts = Doubts(contents, verify)
         blobs = Maps(contents, doubts) if contents.looked else Reads(contents, doubts)
-        self._handles = {key: TensorHandle(entry, blobs, codec) for key, entry in contents.entries.items()}
+        self._handles = {entry.key: TensorHandle(entry, blobs, codec) for entry in entries}
         self._contents = contents
+        self._whole = whole
         self._tree: Any = None
-        self.nbytes = sum({entry.blob: entry.meta.nbytes for entry in contents.entries.values()}.values())
+        self.nbytes = sum({entry.blob: entry.meta.nbytes for entry in entries}.values())
 
     @property
     def is_nested(self) -> bool:
-        """Whether more than a flat dict of tensors was saved."""
-        return self._contents.marker.nested
+        """Whether more than a flat dict of tensors was saved, and all of it is open."""
+        return self._whole and self._contents.marker.nested
 
     @property
     def record(self) -> Any:
         """The nested object as plain JSON (FORMAT.md); None for a flat one."""
-        return self._contents.marker.record
+        return self._contents.marker.record if self._whole else None
 
     @property
     def tree(self) -> Any:
-        """The saved object, with a handle in the place of every tensor."""
+        """The saved object, with a handle in the place of every tensor; a dict of the handles, if some are open."""
+        if not self._whole:
+            return dict(self._handles)
         if self._tree is None:
             whole = self._contents
             known = dict(self._handles)

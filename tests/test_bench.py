@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -400,6 +401,18 @@ def test_measured_counts_memory_bytes_and_calls(tmp_path: Path) -> None:
     assert found["anon"] > 31 << 20
     assert found["peak"] > 31 << 20
     assert found["seconds"] > 0
+
+
+def test_touched_memory_was_used_and_is_free_again() -> None:
+    def figures() -> tuple[int, int]:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt, measuring._memory()["VmRSS"]
+
+    faults, before = figures()
+    measuring.touch_memory(256 << 20)
+    faults_after, after = figures()
+    assert faults_after - faults >= 128, "pages of 2 MiB, or more of them"
+    assert after - before < 32 << 20
+    measuring.touch_memory(0)
 
 
 def test_room_deletes_the_oldest_that_nobody_needs(tmp_path: Path) -> None:

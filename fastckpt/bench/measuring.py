@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["evict", "files_under", "measured", "resident", "sync_tree", "warm"]
+from fastckpt.memory import available
+
+__all__ = ["evict", "files_under", "measured", "resident", "sync_tree", "touch_memory", "warm"]
 
 _PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -74,6 +76,21 @@ def measured(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
         "calls": max(0, moved["syscr"] + moved["syscw"] - 1),  # one resets VmHWM
     }
     return found, kept
+
+
+def touch_memory(nbytes: int) -> None:
+    """Use so much memory, as far as it is to be had, and free it again.
+
+    A virtual machine's host may take back what has been free for a second, and gives it again at a tenth of the speed of
+    speed of memory: whoever is measured next would pay for what the one before him has freed.
+    """
+    nbytes = min(nbytes, available() // 2)
+    if nbytes < _PAGE:
+        return
+    with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[::_PAGE] = bytes(len(range(0, nbytes, _PAGE)))
 
 
 def files_under(path: Path) -> list[Path]:

@@ -80,7 +80,7 @@ class Fastckpt(Side):
         return fastckpt.save_async(state, path).result
 
     def part(self, path: Path, key: str, rows: slice | None) -> Any:
-        return fastckpt.load(path, keys=[key])[key] if rows is None else fastckpt.open(path)[key][rows]
+        return fastckpt.load(path, keys=[key])[key] if rows is None else fastckpt.open(path, keys=[key])[key][rows]
 
     def load_into(self, path: Path, state: Any) -> None:
         fastckpt.load_into(state, path)
