@@ -23,7 +23,7 @@ test: build
 
 # The micro costs, then the whole picture, which takes one to two hours and 30 GB; ARGS="--quick" takes a minute,
 # and ARGS="--add FILE" goes on where FILE ends.
-bench: build
+bench: build .venv/bench
 	$(BIN)/pytest benches --benchmark-columns=min,median,iqr,rounds
 	$(BIN)/fastckpt bench $(ARGS)
 
@@ -68,6 +68,10 @@ clean:
 
 .venv/demo: .venv/tools requirements/demo.txt
 	$(PIP) --no-deps -r requirements/demo.txt
+	touch $@
+
+.venv/bench: .venv/tools requirements/bench.txt
+	$(PIP) --no-deps -r requirements/bench.txt
 	touch $@
 
 .venv/built: .venv/tools $(SOURCES)

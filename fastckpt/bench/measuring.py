@@ -81,8 +81,8 @@ def measured(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
 def touch_memory(nbytes: int) -> None:
     """Use so much memory, as far as it is to be had, and free it again.
 
-    A virtual machine's host may take back what has been free for a second, and gives it again at a tenth of the speed of
-    speed of memory: whoever is measured next would pay for what the one before him has freed.
+    A virtual machine's host may take back what has been free for a second, and gives it again at a tenth of the speed
+    of memory: whoever is measured next would pay for what the one before him has freed.
     """
     nbytes = min(nbytes, available() // 2)
     if nbytes < _PAGE:
