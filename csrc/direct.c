@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "copy.h"
 #include "io.h"
 
 #define WINDOW ((size_t)8 << 20) /* of a buffered part: the device begins with it while the next one is copied */
@@ -67,7 +68,7 @@ static int write_direct(struct fc_blob *blob, const char *data, size_t length, o
         return fc_fail_with(err, "alignment", EINVAL);
     while (length > 0) {
         size_t part = length < room ? length : room;
-        memcpy(bounce, data, part);
+        fc_copy(bounce, data, part);
         if (fc_write_at(blob->fd, bounce, part, offset, err) < 0)
             return -1;
         data += part;
