@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pytest
 import seccomp
-import torch
 from pages import evict
 
 from fastckpt import _core
@@ -368,6 +367,8 @@ def test_scan_on_one_processor(folder: Folder) -> None:
 
 
 def test_dlpack_tensor_keeps_the_memory(folder: Folder) -> None:
+    import torch  # here: the other tests shall do without it, as valgrind takes minutes for its import
+
     folder.file("out", np.arange(6, dtype="<f4").tobytes() * 4096)
     (mapping,) = _core.map_files(folder.fd, ["out"], [6 * 4 * 4096])
     tensor = torch.utils.dlpack.from_dlpack(mapping.dlpack(2, 32, (4096, 2, 3)))
@@ -549,6 +550,7 @@ def vast_file(folder: Folder) -> Path:
 
 
 @pytest.mark.skipif(Path("/proc/sys/vm/overcommit_memory").read_text() == "2\n", reason="every map counts as memory")
+@pytest.mark.skipif("FASTCKPT_NO_ROOM" in os.environ, reason="the tool that this runs under leaves no such addresses")
 def test_map_may_be_larger_than_memory(folder: Folder) -> None:
     vast_file(folder)
     (mapping,) = _core.map_files(folder.fd, ["out"], [8 << 40])
@@ -907,6 +909,26 @@ def test_file_system_that_cannot_exchange(folder: Folder, code: int) -> None:
     with pytest.raises(OSError, match="rename: ") as caught:
         refusing("renameat2", code, lambda: _core.renameat2(folder.fd, "a", folder.fd, "b", _core.RENAME_EXCHANGE))
     assert caught.value.errno == code
+
+
+def test_what_is_resident_where_the_kernel_cannot_count_pages(folder: Folder) -> None:
+    """Before Linux 6.5 some bytes are asked for without waiting; where that cannot be, all is taken to be there."""
+
+    def resident() -> bool:
+        return bool(refusing("cachestat", errno.ENOSYS, lambda: _core.is_resident(folder.fd, "out")))
+
+    folder.file("out", os.urandom(4 << 20))
+    assert resident()
+    evict(folder.path / "out")
+    assert not resident()
+    evict(folder.path / "out")
+    assert refusing("preadv2", errno.EOPNOTSUPP, resident)
+
+
+def test_threads_that_cannot_be_made_are_not_needed(folder: Folder) -> None:
+    names = [folder.tensor(f"t{i}", b"meta", b"out") for i in range(50)]
+    found = refusing("clone3", errno.EAGAIN, lambda: _core.scan(folder.fd, names, threads=8))
+    assert found == [(b"meta", 3)] * 50
 
 
 @pytest.mark.skipif("FASTCKPT_WITHOUT_OPENAT2" in os.environ, reason="this is the run without openat2")

@@ -463,7 +463,7 @@ BOMBS["modules"] = module_bomb()
 def test_bombs_take_neither_time_nor_memory(name: str) -> None:
     body = BOMBS[name]
     data = top(body if name.startswith(("deep", "modules")) else b"(" + body + b"l")
-    before = time.monotonic()
+    before = time.process_time()  # not by the clock: a machine with other work, or a stopped process, is no bomb
     tracemalloc.start()
     try:
         read(data)
@@ -473,7 +473,7 @@ def test_bombs_take_neither_time_nor_memory(name: str) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < (64 << 20)
-    assert time.monotonic() - before < 30
+    assert time.process_time() - before < 30
 
 
 def test_a_limit_to_the_number_of_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
