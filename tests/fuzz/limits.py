@@ -24,6 +24,10 @@ class Limit(NamedTuple):
     runs: int | None = None
     seconds: float | None = None
 
+    def part(self, share: float) -> Limit:
+        """Give a share of it."""
+        return Limit(self.runs and round(self.runs * share), self.seconds and self.seconds * share)
+
     def batches(self, size: int) -> Iterator[int]:
         """Give how many runs come next, at most `size`, until it is enough."""
         began, done = time.monotonic(), 0
