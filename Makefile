@@ -39,7 +39,8 @@ bench: build .venv/bench
 faults: build
 	PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
-# Inputs made at random for a minute; ARGS="--seconds 3600", or names of parts. The first needs clang's fuzzer runtime.
+# Inputs made at random, for some minutes; ARGS="canon --runs 500000000", or "folders model --seconds 60", runs parts as
+# long as that. The first needs clang's fuzzer runtime.
 fuzz: build
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 

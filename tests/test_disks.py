@@ -8,7 +8,7 @@ from typing import Any
 
 import commit_rig as rig
 import pytest
-from faults import disks, mounts, power_cuts
+from faults import disks, power_cuts, volumes
 from faults.verdict import Skip, need_programs, need_root
 
 import fastckpt
@@ -65,16 +65,15 @@ def test_a_journal_that_is_lost_behind_the_exchange(system: str, monkeypatch: py
     old, new = power_cuts.version(1), power_cuts.version(2)
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(mounts.work_folder())
-            image = mounts.made(system, folder / "image")
-            there = stack.enter_context(mounts.mounted(system, image, folder / "there"))
-        except (Skip, OSError) as reason:
+            folder = stack.enter_context(volumes.work_folder())
+            image, there = stack.enter_context(volumes.fresh(system, folder))
+        except Skip as reason:
             pytest.skip(str(reason))
         fastckpt.save(old, there / "s")
         with monkeypatch.context() as patch:
             patch.setattr(commit, "_exchange", exchange_and_cut)
             with pytest.raises(fastckpt.CommitUncertain):
                 fastckpt.save(new, there / "s")
-        mounts.run("umount", str(there))
-        mounts.run("mount", "-o", "loop", str(image), str(there))
+        volumes.run("umount", there)
+        volumes.run("mount", "-o", "loop", image, there)
         assert rig.equal(rig.loaded(there / "s"), old)

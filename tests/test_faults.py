@@ -63,5 +63,5 @@ def test_an_array_is_described_without_memory() -> None:
 def test_every_check_can_be_run_by_name() -> None:
     checks = all_checks()
     assert {"crash_states", "disks", "fault_sweep", "flipped_bits", "kill_soak", "mutants", "pickles"} <= checks.keys()
-    assert "mounts" not in checks
+    assert "volumes" not in checks
     assert all(callable(check.run) and check.ABOUT for check in checks.values())

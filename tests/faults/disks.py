@@ -19,12 +19,13 @@ import numpy as np
 import fastckpt
 from fastckpt import ways, writing
 from faults.crash_states import Labels, allowed
-from faults.fuse_disk import FuseDisk, Record, records
-from faults.mounts import copied, forked, made, mounted, work_folder
-from faults.mounts import run as call
 from faults.mutations import MUTANTS
+from faults.noting_disk import Record, records
+from faults.programs import forked
 from faults.shapes import many, parts
 from faults.verdict import Skip, Verdict, need_programs, need_root
+from faults.volumes import copied, made, mounted, noting_disk, work_folder
+from faults.volumes import run as call
 
 ABOUT = (
     "a power cut in the middle of a disk's writes leaves a file system that mounts, and the old or new snapshot on it"
@@ -122,18 +123,21 @@ def recorded(kind: Kind, folder: Path, mutant: str = "") -> tuple[Path, list[Rec
     """Save twice over a snapshot; the disk before the first of these saves, and what was written since."""
     image = made(kind.system, folder / "image")
     base = copied(image, folder / "base")
-    with FuseDisk(folder, image) as disk, mounted(kind.system, disk.device, folder / "there", kind.options) as there:
+    with (
+        noting_disk(folder, image, folder / "log") as (device, mark),
+        mounted(kind.system, device, folder / "there", kind.options) as there,
+    ):
         fastckpt.save(_VERSIONS[0], there / "s")
-        call("sync", "--file-system", str(there))
-        disk.mark("base 0")
+        call("sync", "--file-system", there)
+        mark("base 0")
         for version in (1, 2):
-            disk.mark(f"began {version}")
+            mark(f"began {version}")
             status = forked(lambda version=version: _save(there / "s", version, mutant))
-            disk.mark(f"{'refused' if status else 'acked'} {version}")
+            mark(f"{'refused' if status else 'acked'} {version}")
             assert status == 0 or mutant, "a save failed"
-        call("sync", "--file-system", str(there))
-        disk.mark("end 2")
-    log = list(records(disk.log))
+        call("sync", "--file-system", there)
+        mark("end 2")
+    log = list(records(folder / "log"))
     begin, end = (next(at for at, entry in enumerate(log) if entry.data == text) for text in (b"base 0", b"end 2"))
     with open(base, "r+b") as file:
         _apply(file, [entry for entry in log[:begin] if entry.kind == "W"])

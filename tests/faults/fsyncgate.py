@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import traceback
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import fastckpt
 from faults.failing_disk import FLUSHES, WRITES, Faults
 from faults.fault_sweep import rigged
 from faults.verdict import Skip, Verdict, need_programs, need_root
-from faults.volumes import KINDS, command, drop_caches, failing_disk
+from faults.volumes import SYSTEMS, drop_caches, failing_disk, made, mounted
 
 ABOUT = "a write or a flush of the disk fails: the save fails or is durable, no sync is tried twice, the old stays"
 
@@ -40,35 +40,24 @@ class Bench:
     def __init__(self, name: str, folder: Path, scene: rig.Scene) -> None:
         self.name, self.folder, self.scene = name, folder, scene
         self.image, self.point = folder / f"{name}.image", folder / "volume"
-        self.point.mkdir(exist_ok=True)
         self.path = self.point / "s"
         if not self.image.exists():
             self._make()
 
     def _make(self) -> None:
-        with self.image.open("wb") as file:
-            file.truncate(KINDS[self.name].mib << 20)
-        command(*KINDS[self.name].make, self.image)
-        with failing_disk(self.folder, self.image, keep=True) as (device, _):
-            command("mount", device, self.point)
-            try:
-                fastckpt.save(rig.CASES[self.scene.case][0], self.path)
-            finally:
-                command("umount", self.point)
+        made(self.name, self.image)
+        with failing_disk(self.folder, self.image, keep=True) as (device, _), mounted(self.name, device, self.point):
+            fastckpt.save(rig.CASES[self.scene.case][0], self.path)
 
     def save(self, saver: rig.Saver, what: int, first: int, many: int) -> str:
         """Save while the disk fails; mount it again, and tell how all that went."""
         log = self.folder / "log"
         with failing_disk(self.folder, self.image) as (device, faults):
-            command("mount", device, self.point)
-            try:
+            with mounted(self.name, device, self.point):
                 rig.tree_of(self.path)  # what there is to read has been read
                 faults.set(what, first, many)
                 strace = ("-o", str(log), "-e", "trace=fsync,syncfs")
                 outcome = saver.save(self.path, self.scene.case, self.scene.way, strace=strace)
-            finally:
-                with suppress(OSError):
-                    command("umount", self.point)
             if not faults.failed:
                 return "not met"
             return self._after(device, faults, outcome, log)
@@ -79,14 +68,12 @@ class Bench:
         twice = synced_again(log.read_text())
         assert not twice, f"synced again: {twice}"
         drop_caches()
-        try:
-            command("mount", device, self.point)
-        except OSError as problem:
-            raise AssertionError(f"cannot be mounted again: {problem}") from None
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(mounted(self.name, device, self.point))
+            except OSError as problem:
+                raise AssertionError(f"cannot be mounted again: {problem}") from None
             return self._what_is_there(outcome.report)
-        finally:
-            command("umount", self.point)
 
     def _what_is_there(self, report: rig.Report) -> str:
         tree = rig.tree_of(self.path)
@@ -121,7 +108,7 @@ def run(scale: float) -> Verdict:
     with rigged() as (saver, memory), tempfile.TemporaryDirectory(dir=memory) as folder:
         little = scale < 0.1
         for name in DISKS[:1] if little else DISKS:
-            if shutil.which(KINDS[name].make[0]) is None:
+            if shutil.which(SYSTEMS[name].make[0]) is None:
                 outcomes[f"{name} skipped"] += 1
                 continue
             for case, way in CASES[:1] if little else CASES:

@@ -18,8 +18,8 @@ import commit_rig as rig
 import numpy as np
 
 import fastckpt
-from faults.verdict import Skip, Verdict
-from faults.volumes import KINDS, volume
+from faults.verdict import Skip, Verdict, need_programs, need_root
+from faults.volumes import SYSTEMS, drop_caches, fresh, mounted
 
 ABOUT = "on a full disk the old snapshot stays, no rest stays, and the next save works when there is room"
 
@@ -98,24 +98,33 @@ class Disk:
 
 
 def run(scale: float) -> Verdict:
+    need_root()
+    need_programs("mount", "umount")
     figures: dict[str, Any] = {}
     violations: list[str] = []
-    levels = max(round(LEVELS * scale), 3)
-    for name in KINDS:
+    for name in SYSTEMS:
         try:
-            with volume(name) as (folder, again):
-                disk = Disk(folder)
-                for level in range(levels):
-                    note(disk, name, round(_ROOM * level / (levels - 1)), violations)
-                again()
-                if name != "tmpfs" and rig.tree_of(disk.path) != disk.old:
-                    violations.append(f"{name}: other bytes after mounting again")
-                figures[name] = f"{levels} levels ({', '.join(f'{n} {what}' for what, n in disk.outcomes.items())})"
+            figures[name] = filled(name, max(round(LEVELS * scale), 3), violations)
         except Skip as reason:
             figures[name] = f"skipped: {reason}"
     if all(str(figure).startswith("skipped") for figure in figures.values()):
         raise Skip(str(figures))
     return Verdict(figures, violations)
+
+
+def filled(name: str, levels: int, violations: list[str]) -> str:
+    """Save at every level on one kind of file system, and look at it again from the disk."""
+    with rig.fast_folder() as folder:
+        with fresh(name, folder) as (image, there):
+            disk = Disk(there)
+            for level in range(levels):
+                note(disk, name, round(_ROOM * level / (levels - 1)), violations)
+        if name != "tmpfs":
+            drop_caches()
+            with mounted(name, image, there):
+                if rig.tree_of(disk.path) != disk.old:
+                    violations.append(f"{name}: other bytes after mounting again")
+    return f"{levels} levels ({', '.join(f'{n} {what}' for what, n in disk.outcomes.items())})"
 
 
 def note(disk: Disk, name: str, room: int, violations: list[str]) -> None:

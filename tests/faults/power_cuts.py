@@ -24,10 +24,10 @@ import numpy as np
 import fastckpt
 from fastckpt import ways, writing
 from faults.crash_states import allowed
-from faults.mounts import made, mounted, work_folder
 from faults.mutations import MUTANTS
 from faults.shapes import many
 from faults.verdict import Skip, Verdict, need_programs, need_root
+from faults.volumes import fresh, mounted, work_folder
 
 ABOUT = "power cuts at any time: what the last save that returned has left, or the one that was going on, loads whole"
 
@@ -76,12 +76,12 @@ def soak(system: str, seconds: float, mutant: str = "") -> Soak:
     """Save, cut, look, and again, until the time is over or something is wrong."""
     found, chance, give_up = Soak(), random.Random(11), time.monotonic() + seconds
     with work_folder() as folder:
-        image, standing, flag = made(system, folder / "image"), 0, ""
-        with mounted(system, image, folder / "there") as there:
+        standing, flag = 0, ""
+        with fresh(system, folder) as (image, there):
             fastckpt.save(version(standing), there / "s")
         marks: list[tuple[float, str, str]] = []
         while not found.violations:
-            with mounted(system, image, folder / "there") as there:
+            with mounted(system, image, there):
                 if flag:
                     standing = _judge(_number(there / "s"), standing, marks, flag, found)
                 if time.monotonic() > give_up or found.violations:

@@ -1,10 +1,11 @@
-"""A module of this folder as a process of its own: without threads, so that it may fork."""
+"""Work in processes of its own: a module of this folder, without threads, so that it may fork; a function."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import commit_rig as rig
 
 import fastckpt
 
-__all__ = ["start", "told"]
+__all__ = ["forked", "start", "told"]
 
 
 def start(module: str, *words: object, **env: str) -> subprocess.Popen[str]:
@@ -30,3 +31,15 @@ def told(module: str, *words: object, **env: str) -> tuple[Any, str]:
     process = start(module, *words, **env)
     out, problem = process.communicate()
     return out, "" if process.returncode == 0 else f"exit status {process.returncode}: {problem}"
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do something in a process of its own, whose module globals may be changed at will; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,25 +1,39 @@
-"""Small file systems of several kinds, mounted for a while: on images in memory, through loop devices."""
+"""Small file systems of several kinds, mounted for a while: on images in memory, or on disks that a program serves."""
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import commit_rig as rig
-
 from faults.failing_disk import Faults
 from faults.programs import start
-from faults.verdict import Skip, need_programs, need_root
+from faults.served_file import NAME
+from faults.verdict import Skip
 
-__all__ = ["KINDS", "Kind", "command", "drop_caches", "failing_disk", "volume"]
+__all__ = [
+    "SYSTEMS",
+    "System",
+    "copied",
+    "drop_caches",
+    "failing_disk",
+    "fresh",
+    "made",
+    "mounted",
+    "noting_disk",
+    "run",
+    "work_folder",
+]
 
 
-class Kind(NamedTuple):
+class System(NamedTuple):
     """How to make one kind of file system, and how small it can be."""
 
     make: tuple[str, ...]
@@ -27,20 +41,20 @@ class Kind(NamedTuple):
 
 
 #: What is mounted by these names; a tmpfs needs no making.
-KINDS = {
-    "ext4": Kind(("mkfs.ext4", "-F", "-q"), 24),
-    "xfs": Kind(("mkfs.xfs", "-q", "-f"), 300),
-    "btrfs": Kind(("mkfs.btrfs", "-q", "-f"), 128),
-    "tmpfs": Kind((), 24),
+SYSTEMS = {
+    "ext4": System(("mkfs.ext4", "-F", "-q"), 24),
+    "xfs": System(("mkfs.xfs", "-q", "-f"), 300),
+    "btrfs": System(("mkfs.btrfs", "-q", "-f"), 128),
+    "tmpfs": System((), 24),
 }
 
 
-def command(*words: object) -> str:
-    """Run a program; what it says is the error when it fails."""
+def run(*words: object) -> str:
+    """Run a program; its output, or an OSError with what it complained of."""
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OSError(done.returncode, f"{' '.join(map(str, words))}: {done.stderr or done.stdout}")
-    return done.stdout
+        raise OSError(done.returncode, f"{' '.join(map(str, words))}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.strip()
 
 
 def drop_caches() -> None:
@@ -49,41 +63,95 @@ def drop_caches() -> None:
 
 
 @contextmanager
-def volume(name: str) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Give an empty file system's folder, and what mounts it anew.
+def work_folder(room: int = 2 << 30) -> Iterator[Path]:
+    """A folder in memory."""
+    if not os.access("/dev/shm", os.W_OK) or shutil.disk_usage("/dev/shm").free < room:
+        raise Skip(f"needs {room >> 20} MiB in /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
-    Raises
-    ------
-    Skip
-        Not root, or the system has no such thing.
-    """
-    need_root()
-    kind = KINDS[name]
-    need_programs(*kind.make[:1], "mount", "umount")
-    with rig.fast_folder() as folder, tempfile.TemporaryDirectory() as elsewhere:
-        image, point = folder / "image", Path(elsewhere) / "volume"
-        point.mkdir()
-        if kind.make:
-            with image.open("wb") as file:
-                file.truncate(kind.mib << 20)
-            command(*kind.make, image)
-        options = ("-o", "loop", image) if kind.make else ("-t", "tmpfs", "-o", f"size={kind.mib}m", "tmpfs")
 
-        def again() -> None:
-            if kind.make:
-                command("umount", point)
-                drop_caches()
-                command("mount", *options, point)
+def copied(image: Path, copy: Path) -> Path:
+    """Copy a file without its holes."""
+    run("cp", "--sparse=always", image, copy)
+    return copy
 
+
+def made(name: str, image: Path) -> Path:
+    """A fresh file system in a file; an empty file for one that needs no making."""
+    system = SYSTEMS[name]
+    if system.make and shutil.which(system.make[0]) is None:
+        raise Skip(f"needs {system.make[0]}")
+    with image.open("wb") as file:
+        file.truncate(system.mib << 20)
+    if system.make:
+        run(*system.make, image)
+    return image
+
+
+@contextmanager
+def mounted(name: str, device: str | Path, folder: Path, options: str = "") -> Iterator[Path]:
+    """Mount a device, or a file by a loop device; OSError where that cannot be done."""
+    folder.mkdir(exist_ok=True)
+    kind = f"size={SYSTEMS[name].mib}m" if name == "tmpfs" else "loop" if Path(device).is_file() else ""
+    given = ",".join(filter(None, (kind, options)))
+    run("mount", "-t", name, *(("-o", given) if given else ()), device, folder)
+    try:
+        yield folder
+    finally:
+        _unmount(folder)
+
+
+@contextmanager
+def fresh(name: str, folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Make a file system and mount it: its image, and where it is; skips where that is impossible."""
+    with ExitStack() as stack:
         try:
-            command("mount", *options, point)
+            image = made(name, folder / "image")
+            there = stack.enter_context(mounted(name, image, folder / "there"))
         except OSError as refusal:
             raise Skip(f"{name}: {refusal}") from None
+        yield image, there
+
+
+def _unmount(folder: Path) -> None:
+    """Garbage that was loaded from there is mapped until it is collected; and the kernel may be busy for a moment."""
+    for patience in range(49, -1, -1):
+        gc.collect()
         try:
-            yield point, again
-        finally:
-            with suppress(OSError):
-                command("umount", point)
+            run("umount", folder)
+        except OSError:
+            if not patience:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextmanager
+def _served(folder: Path, program: str, *words: object) -> Iterator[tuple[str, Path]]:
+    """A disk in a program: the block device, and the folder with the file that is below it."""
+    point = folder / "fuse"
+    point.mkdir(exist_ok=True)
+    server = start(program, point, *words)
+    device = ""
+    try:
+        while not (point / NAME).exists():
+            if server.poll() is not None:
+                raise Skip(f"a disk in a program: {server.communicate()[1]}")
+            time.sleep(0.01)
+        try:
+            device = run("losetup", "-f", "--show", point / NAME)
+        except OSError as refusal:
+            raise Skip(str(refusal)) from None
+        yield device, point
+    finally:
+        if device:
+            run("losetup", "-d", device)
+        with suppress(OSError):
+            run("umount", "-l", point)
+        server.terminate()
+        server.communicate()
 
 
 @contextmanager
@@ -99,30 +167,27 @@ def failing_disk(folder: Path, image: Path, *, keep: bool = False) -> Iterator[t
     keep : bool
         Write what is written into the image.
     """
-    point = folder / "fuse"
-    point.mkdir(exist_ok=True)
     told = folder / "faults"
     told.unlink(missing_ok=True)
     faults = Faults(told)
-    server = start("failing_disk", point, image, told, *["keep"] * keep)
-    device = ""
-    try:
-        while not (point / "disk").exists():
-            if server.poll() is not None:
-                raise Skip(f"a disk in a program: {server.communicate()[1]}")
-            time.sleep(0.01)
+    with _served(folder, "failing_disk", image, told, *["keep"] * keep) as (device, _):
         try:
-            device = command("losetup", "-f", "--show", point / "disk").strip()
             # A request is to be one write there: of several, the loop device passes over all errors but the first's.
             Path("/sys/block", Path(device).name, "queue/max_sectors_kb").write_text("512")
         except OSError as refusal:
             raise Skip(str(refusal)) from None
-        yield device, faults
-    finally:
-        faults.set(0, 0, 0)
-        if device:
-            command("losetup", "-d", device)
-        with suppress(OSError):
-            command("umount", "-l", point)
-        server.terminate()
-        server.communicate()
+        try:
+            yield device, faults
+        finally:
+            faults.set(0, 0, 0)
+
+
+@contextmanager
+def noting_disk(folder: Path, image: Path, log: Path) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """Give a block device over an image, and what puts a mark into the log behind all that was done before."""
+    with _served(folder, "noting_disk", image, log) as (device, point):
+
+        def mark(text: str) -> None:
+            assert not (point / text).exists()
+
+        yield device, mark

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,70 +19,27 @@ import hypothesis
 from faults.verdict import Verdict
 from hostile_cases import BASES, WAYS
 from hypothesis import strategies as st
+from meta_words import ODD_NUMBERS, WORDS
 
 import fastckpt
+from fuzz.limits import Limit, explored, findings, scratch
 
 ABOUT = "whatever stands in a snapshot, a load gives tensors or a documented error"
+USUAL = Limit(runs=20_000)
 
 Files = dict[str, bytes]
 
+KEYS = """
+    place count name dtype shape digest same_as container object index version dict tuple tensor as enum namedtuple
+    fields values int float bytes set str _metadata OrderedDict Counter datetime tz fold zoneinfo timezone numpy.scalar
+    numpy.dtype torch.Size
+"""
 BROKEN = (AssertionError, SystemError, UnicodeError, RecursionError, MemoryError)
-VARIABLE = (
-    "shape",
-    "dim",
-    "data_type",
-    ":",
-    "{",
-    "}",
-    "<",
-    ">",
-    "[",
-    "]",
-    ",",
-    ";",
-    "#",
-    "\n",
-    "\r",
-    "\0",
-    "kFloat",
-    "kBool",
-)
-_numbers = st.sampled_from(
-    ["0", "1", "2", "3", "5000", "-1", "07", "0x2", "1e3", str(2**31), str(2**62), str(2**63), "1" * 50]
-)
-_words = st.lists(st.one_of(st.sampled_from(VARIABLE), _numbers), max_size=30).map(
+_numbers = st.sampled_from(["0", "1", "2", "3", "5000", "07", "0x2", str(2**31), str(2**62), *ODD_NUMBERS])
+_words = st.lists(st.sampled_from([*WORDS, "kBool", *"#\n\r\0"]) | _numbers, max_size=30).map(
     lambda words: " ".join(words).encode()
 )
-_keys = st.sampled_from(
-    ["place", "count", "name", "dtype", "shape", "digest", "same_as", "container", "object", "index", "version", "dict"]
-    + [
-        "tuple",
-        "tensor",
-        "as",
-        "enum",
-        "namedtuple",
-        "fields",
-        "values",
-        "int",
-        "float",
-        "bytes",
-        "set",
-        "str",
-        "_metadata",
-    ]
-    + [
-        "OrderedDict",
-        "Counter",
-        "datetime",
-        "tz",
-        "fold",
-        "zoneinfo",
-        "timezone",
-        "numpy.scalar",
-        "numpy.dtype",
-        "torch.Size",
-    ]
-)
+_keys = st.sampled_from(KEYS.split())
 _plain = st.one_of(
     st.none(),
     st.booleans(),
@@ -243,30 +198,12 @@ def _harm(path: Path, change: _Kind | Callable[[bytes], bytes]) -> None:
 
 
 def explore(test: Callable[..., None], examples: int, seed: int) -> list[str]:
-    """Run a test of hypothesis; give what it found."""
-    settings = hypothesis.settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        suppress_health_check=[*hypothesis.HealthCheck],
-        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
-    )
-    try:
-        hypothesis.seed(seed)(settings(test))()
-    except Exception as found:  # noqa: BLE001  # whatever it is, it is a finding
-        notes = "\n".join(getattr(found, "__notes__", []))
-        return [f"seed {seed}: {type(found).__name__}: {found}\n{notes}"]
-    return []
+    phases = [hypothesis.Phase.generate, hypothesis.Phase.shrink]
+    return findings(lambda how: hypothesis.seed(seed)(how(test))(), seed, max_examples=examples, phases=phases)
 
 
-def run(seconds: float) -> Verdict:
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-folders-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
-    until, examples, violations = time.monotonic() + seconds, 0, []
-    try:
+def run(limit: Limit) -> Verdict:
+    with scratch("fuzz-folders-") as folder:
         snapshots = Snapshots(folder)
-        while time.monotonic() < until and not violations:
-            violations = explore(check(snapshots), 250, int.from_bytes(os.urandom(4), "big"))
-            examples += 250
-        return Verdict({"snapshots": examples, "loads": snapshots.loads}, violations)
-    finally:
-        shutil.rmtree(folder)
+        tried, violations = explored(limit, 250, lambda batch, seed: explore(check(snapshots), batch, seed))
+        return Verdict({"snapshots": tried, "loads": snapshots.loads}, violations)

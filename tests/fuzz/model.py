@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 import fastckpt
 from fastckpt import _core
+from fuzz.limits import Limit, explored, findings, scratch
 
 ABOUT = "any sequence of saves, loads, edits, deletions and crashes leaves what a dict would"
+USUAL = Limit(runs=200)
 
 STEPS = 50
 _DTYPES = ["float32", "float64", "int8", "uint16", "bool", "complex64", "float16"]
@@ -86,13 +87,12 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(
-            tempfile.mkdtemp(prefix="fuzz-model-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-        )
+        self.held = ExitStack()
+        self.folder = self.held.enter_context(scratch("fuzz-model-"))
         self.saved: dict[str, Any] = {}
 
     def teardown(self) -> None:
-        shutil.rmtree(self.folder)
+        self.held.close()
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -164,25 +164,15 @@ class Model(RuleBasedStateMachine):
 
 def explore(runs: int, steps: int, seed: int) -> list[str]:
     """Run the machine so often, so many steps each; give what it found."""
-    settings = hypothesis.settings(
+    return findings(
+        lambda how: run_state_machine_as_test(hypothesis.seed(seed)(Model), settings=how),
+        seed,
         max_examples=runs,
         stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        suppress_health_check=[*hypothesis.HealthCheck],
     )
-    try:
-        run_state_machine_as_test(hypothesis.seed(seed)(Model), settings=settings)
-    except Exception as found:  # noqa: BLE001  # whatever it is, it is a finding
-        notes = "\n".join(getattr(found, "__notes__", []))
-        return [f"seed {seed}: {type(found).__name__}: {found}\n{notes}"]
-    return []
 
 
-def run(seconds: float) -> Verdict:
-    until, runs, violations = time.monotonic() + seconds, 0, []
+def run(limit: Limit) -> Verdict:
     Model.steps = 0
-    while time.monotonic() < until and not violations:
-        violations = explore(10, STEPS, int.from_bytes(os.urandom(4), "big"))
-        runs += 10
+    runs, violations = explored(limit, 50, lambda batch, seed: explore(batch, STEPS, seed))
     return Verdict({"runs": runs, "steps": Model.steps}, violations)
