@@ -220,7 +220,6 @@ def test_odd_files_of_proc(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not NUMBERS, reason="the numbers of system calls are not known")
-@pytest.mark.no_asan
 def test_a_sandbox_without_openat2() -> None:
     code = "from fastckpt.probing import *; print(answer(has_openat2)); print(answer(has_cachestat))"
     command = [sys.executable, SECCOMP, "openat2", str(errno.ENOSYS), "-c", code]
