@@ -12,7 +12,7 @@ SANITIZED = LD_PRELOAD="$(RUNTIME)" ASAN_OPTIONS=detect_leaks=0:log_path=$(REPOR
 	UBSAN_OPTIONS=halt_on_error=1:abort_on_error=1:print_stacktrace=1
 NO_REPORT = ; rc=$$?; ! cat $(REPORT).* 2>/dev/null && exit $$rc
 
-TSAN = LD_PRELOAD="$(shell $(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS=exitcode=66:log_path=$(REPORT) \
+TSAN = LD_PRELOAD="$(shell $(CC) -print-file-name=libtsan.so)" TSAN_OPTIONS=exitcode=66:die_after_fork=0:log_path=$(REPORT) \
 	OMP_NUM_THREADS=1 FASTCKPT_NO_ROOM=1
 THREADED := $(addprefix tests/test_,$(addsuffix .py,core direct hostile writing fetching ring background concurrent lanes \
 	load limits shrinking salvage commit filesystems table names))

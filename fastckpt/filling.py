@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from fastckpt import _core, parallel, tree
-from fastckpt.blobs import PIECE, row_pieces
+from fastckpt.blobs import PIECE, Memory, row_pieces
 from fastckpt.checking import check
 from fastckpt.codec import KINDS, Codec, described
 from fastckpt.contents import Contents, Entry, Index, reading
@@ -82,7 +82,7 @@ def load_into(
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
         if verify:
             check(contents, [entry for _, entry in pairs])
-        _fill(pairs, contents, mapped=mode == "auto")
+        _fill(_single(pairs), contents, mapped=mode == "auto")
         return keys
 
     given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
@@ -98,12 +98,13 @@ class _Target(NamedTuple):
     codec: Codec
     dtype: DType
     shape: tuple[int, ...]
+    memory: Memory | None
     obstacle: str
 
     @classmethod
     def of(cls, leaf: Leaf) -> _Target:
         codec, blob = described(leaf)
-        return cls(leaf.value, codec, blob.dtype, blob.shape, codec.obstacle(leaf.value))
+        return cls(leaf.value, codec, blob.dtype, blob.shape, blob.memory, codec.obstacle(leaf.value))
 
 
 def _match(target: Any, targets: dict[str, _Target], contents: Contents, strict: bool) -> IncompatibleKeys:
@@ -137,6 +138,15 @@ def _mismatch(target: _Target | None, entry: Entry) -> str:
     except (UnsupportedError, RuntimeError, TypeError) as problem:
         return f"dtype mismatch for {entry.key}: {entry.meta.dtype.name} cannot become {target.dtype.name} ({problem})."
     return ""
+
+
+def _single(pairs: Sequence[tuple[_Target, Entry]]) -> list[tuple[_Target, Entry]]:
+    """Leave each tensor once: of one that stands in several places the last counts, as it does with torch. Two threads
+    must not fill the same memory."""
+    last: dict[Any, tuple[_Target, Entry]] = {}
+    for target, entry in pairs:
+        last[(target.memory, target.dtype, target.shape) if target.memory else id(target)] = target, entry
+    return list(last.values())
 
 
 def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents, *, mapped: bool) -> None:

@@ -747,6 +747,24 @@ def test_ties_in_the_target_and_in_the_snapshot(tmp_path: Path) -> None:
     assert torch.equal(apart["b"], base)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_tied_target_the_last_one_counts(turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with torch's copies, one after the other; and nobody fills what another thread is filling."""
+    saved = {key: torch.full((300, 5000), float(at)) for at, key in enumerate("abcd")}
+    fastckpt.save(saved, tmp_path / "s")
+    tied = torch.zeros(5000, 300).T if turned else torch.zeros(300, 5000)
+    read, paths = fastckpt._core.read_parts, []
+
+    def spy(fd: int, parts: Any, **options: Any) -> None:
+        paths.extend(part[0] for part in parts)
+        read(fd, parts, **options)
+
+    monkeypatch.setattr(fastckpt._core, "read_parts", spy)
+    fastckpt.load_into({"a": tied, "b": torch.zeros(300, 5000), "c": tied, "d": tied}, tmp_path / "s")
+    assert tied.unique().tolist() == [3.0]
+    assert not {"a/out", "c/out"} & {*paths}
+
+
 def test_autograd_notices(path: Path) -> None:
     weight = torch.zeros(300, 300, requires_grad=True)
     result = (weight.exp() * weight).sum()
