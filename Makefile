@@ -64,10 +64,11 @@ tsan: .tsan/built
 valgrind: build
 	PYTHONMALLOC=malloc FASTCKPT_NO_ROOM=1 $(VALGRIND) $(BIN)/python -m pytest -m "not no_asan and not slow" $(NO_TORCH) $(or $(ARGS),$(MEMORY))
 
-# Branches of the C and lines of the Cython (it knows no branches) that the tests take.
+# Branches of the C and lines of the Cython (it knows no branches) that the tests take. An interrupt may strike in the tracer.
 coverage: .coverage/built
 	find .coverage -name '*.gcda' -delete
-	PYTHONPATH=$(CURDIR)/.coverage/lib $(BIN)/coverage run $(BIN)/pytest $(ARGS)
+	PYTHONPATH=$(CURDIR)/.coverage/lib $(BIN)/coverage run $(BIN)/pytest \
+		--deselect tests/test_core.py::test_write_can_be_interrupted_between_pieces $(ARGS)
 	$(BIN)/coverage report
 	gcov -b -c -o .coverage/temp*/csrc csrc/*.c | grep -A4 "^File 'csrc/.*c'"; rm -f *.gcov
 

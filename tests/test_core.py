@@ -460,6 +460,21 @@ def test_map_lives_as_long_as_its_memory_is_used(folder: Folder) -> None:
     assert maps_of(path) == 0
 
 
+def test_parts_of_shared_memory_lie_within_it(folder: Folder) -> None:
+    folder.file("out", b"abcdef")
+    whole = _core.share_file(folder.fd, "out", 6)
+    assert bytes(whole.part(2, 3)) == b"cde"
+    for offset, size in ((0, 7), (6, 1), (2**63, 1)):
+        with pytest.raises(ValueError, match="no part of shared memory of 6 bytes"):
+            whole.part(offset, size)
+    with pytest.raises(ValueError, match="a map of 0 bytes"):
+        _core.share_file(folder.fd, "out", 0)
+    with pytest.raises(_core.SizeChanged, match="wanted 7 bytes, found 6"):
+        _core.share_file(folder.fd, "out", 7)
+    with pytest.raises(FileNotFoundError):
+        _core.share_file(folder.fd, "gone", 7)
+
+
 def test_empty_file_is_an_empty_map(folder: Folder) -> None:
     path = folder.path / folder.file("out", b"")
     (mapping,) = _core.map_files(folder.fd, ["out"], [0], advice=_core.MADV_WILLNEED)
