@@ -573,6 +573,7 @@ def test_map_may_be_larger_than_memory(folder: Folder) -> None:
     assert memoryview(mapping)[-3:].tobytes() == b"\0\0\0"
 
 
+@pytest.mark.skipif("FASTCKPT_NO_ROOM" in os.environ, reason="the tool that this runs under leaves no such addresses")
 def test_maps_that_do_not_fit_are_all_undone(folder: Folder) -> None:
     path = vast_file(folder)
     with pytest.raises(OSError, match="map: ") as caught:

@@ -42,6 +42,7 @@ def resident_bytes() -> int:
 # ---- max_bytes ----
 
 
+@pytest.mark.skipif("FASTCKPT_NO_ROOM" in os.environ, reason="the tool that this runs under leaves no such addresses")
 def test_terabytes_of_nothing_are_mapped_and_not_read(tmp_path: Path) -> None:
     path = sparse(tmp_path / "s")
     before = resident_bytes()
