@@ -107,16 +107,12 @@ def test_hostile(case: Case, tmp_path: Path, victim: Path) -> None:
             tracemalloc.stop()
             check(case, way, told)
             assert peak < 30 * size + ROOM, (way, peak, size)
-            assert spent < 30 * CPU, (way, spent)  # tracing takes most of it
-        assert any(processor_time(path, case) < 2 * CPU for _ in range(5)), "others may slow a processor down once"
+            assert spent < 10 * CPU, (way, spent)  # tracing takes most of it
+        began = time.process_time()
+        read_case(path, case, "load")
+        assert time.process_time() - began < 2 * CPU
         check_report(case, path)
     assert sorted(os.listdir(tmp_path)) == ["snapshot", "victim"]
-
-
-def processor_time(path: Path, case: Case) -> float:
-    began = time.process_time()
-    read_case(path, case, "load")
-    return time.process_time() - began
 
 
 def check_report(case: Case, path: Path) -> None:
