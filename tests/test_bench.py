@@ -403,6 +403,16 @@ def test_measured_counts_memory_bytes_and_calls(tmp_path: Path) -> None:
     assert found["seconds"] > 0
 
 
+def test_of_many_pairs_of_files_both_kinds_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "_SAMPLE", 8)
+    asked: set[str] = set()
+    monkeypatch.setattr(measuring, "_resident_pages", lambda file: asked.add(file.name) or (1, 1))
+    pairs = [tmp_path / str(at) / name for at in range(30) for name in ("meta", "out")]
+    monkeypatch.setattr(measuring, "files_under", lambda path: pairs)
+    assert measuring.resident(tmp_path) == 1.0
+    assert asked == {"meta", "out"}
+
+
 def test_touched_memory_was_used_and_is_free_again() -> None:
     def figures() -> tuple[int, int]:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt, measuring._memory()["VmRSS"]
