@@ -35,7 +35,7 @@ def open(
         What slices of its tensors become: torch tensors where torch is installed, else numpy arrays.
     keys : iterable of str, optional
         Open these tensors only, as a flat snapshot of them. No other is looked at, where the folders have the names of
-        the keys: each that is costs 4 KiB of reading, if there is no index.
+        the keys; without an index, each look costs a read of 4 KiB.
     verify : bool
         Check the metas now, and the digest of a tensor when it is indexed for the first time, which reads all of it.
     max_bytes, max_tensors : int
