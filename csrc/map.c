@@ -8,6 +8,8 @@
 #include "copy.h"
 #include "io.h"
 
+#define POPULATE_READ 22 /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
+
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
 {
     void *map;
@@ -71,19 +73,27 @@ int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, s
     return 0;
 }
 
+void *fc_map_cached(int fd, size_t length, off_t offset)
+{
+    struct fc_error ignored;
+    void *map = mmap(NULL, length, PROT_READ, MAP_SHARED, fd, offset);
+    if (map == MAP_FAILED)
+        return NULL;
+    if (fc_advise(map, 0, length, POPULATE_READ, &ignored) == 0)
+        return map;
+    fc_unmap(map, length);
+    return NULL;
+}
+
 int fc_copy_mapped(int fd, void *data, size_t length, off_t offset)
 {
     const size_t before = (size_t)(offset % sysconf(_SC_PAGESIZE));
-    struct fc_error ignored;
-    char *map = mmap(NULL, before + length, PROT_READ, MAP_SHARED, fd, offset - (off_t)before);
-    int rc;
-    if (map == MAP_FAILED)
+    char *map = fc_map_cached(fd, before + length, offset - (off_t)before);
+    if (map == NULL)
         return -1;
-    rc = fc_advise(map, 0, before + length, FC_POPULATE_READ, &ignored);
-    if (rc == 0)
-        fc_copy(data, map + before, length);
+    fc_copy(data, map + before, length);
     fc_unmap(map, before + length);
-    return rc;
+    return 0;
 }
 
 void fc_unmap(void *address, size_t size)

@@ -16,7 +16,6 @@
 #include "error.h"
 
 #define FC_HUGE_PAGE ((off_t)2 << 20) /* bytes, on the processors that most have */
-#define FC_POPULATE_READ 22           /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
 
 /* Map an open file of `size` > 0 bytes, whole; `*address` is page-aligned. Errors as for fc_map_files. */
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err);
@@ -38,6 +37,12 @@ struct fc_map_job {
  * /proc/sys/vm/max_map_count) or FC_SIZE_CHANGED.
  */
 int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err);
+
+/*
+ * Map part of an open file to be read, from a page on, with all of it there already; NULL where the system cannot, or the
+ * bytes cannot be had. fc_unmap gives it back.
+ */
+void *fc_map_cached(int fd, size_t length, off_t offset);
 
 /*
  * Copy part of an open file that is in the page cache to `data`, out of a map of it: nothing but the bytes is moved, and

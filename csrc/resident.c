@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -69,19 +68,6 @@ bool fc_is_resident(int fd, off_t size)
     return cached >= pages * 2 / 3;
 }
 
-bool fc_is_resident_at(int dirfd, const char *path)
-{
-    struct fc_error err;
-    off_t size;
-    bool resident;
-    int fd = fc_open_file(dirfd, path, &size, &err);
-    if (fd < 0)
-        return true;
-    resident = size == 0 || fc_is_resident(fd, size);
-    fc_close_read(fd);
-    return resident;
-}
-
 /* Whether what is mapped at `map` is one huge page; an older kernel, or one without /proc, says no. */
 static bool is_mapped_huge(const void *map)
 {
@@ -100,28 +86,36 @@ static bool is_mapped_huge(const void *map)
 static bool is_huge(int fd, off_t size)
 {
     const off_t offset = size / 2 / FC_HUGE_PAGE * FC_HUGE_PAGE;
-    struct fc_error ignored;
     bool huge;
     void *map;
     if (size - offset < FC_HUGE_PAGE || !fc_is_resident(fd, size))
         return false;
-    map = mmap(NULL, FC_HUGE_PAGE, PROT_READ, MAP_SHARED, fd, offset);
-    if (map == MAP_FAILED)
-        return false;
-    huge = fc_advise(map, 0, FC_HUGE_PAGE, FC_POPULATE_READ, &ignored) == 0 && is_mapped_huge(map);
+    map = fc_map_cached(fd, FC_HUGE_PAGE, offset);
+    huge = map != NULL && is_mapped_huge(map);
     fc_unmap(map, FC_HUGE_PAGE);
     return huge;
 }
 
-bool fc_is_huge_at(int dirfd, const char *path)
+/* What `ask` says of a file; `otherwise` where it cannot be opened, or is empty. */
+static bool ask_at(int dirfd, const char *path, bool (*ask)(int fd, off_t size), bool otherwise)
 {
     struct fc_error err;
     off_t size;
-    bool huge;
+    bool answer;
     int fd = fc_open_file(dirfd, path, &size, &err);
     if (fd < 0)
-        return false;
-    huge = is_huge(fd, size);
+        return otherwise;
+    answer = size == 0 ? otherwise : ask(fd, size);
     fc_close_read(fd);
-    return huge;
+    return answer;
+}
+
+bool fc_is_resident_at(int dirfd, const char *path)
+{
+    return ask_at(dirfd, path, fc_is_resident, true);
+}
+
+bool fc_is_huge_at(int dirfd, const char *path)
+{
+    return ask_at(dirfd, path, is_huge, false);
 }
