@@ -102,13 +102,20 @@ class Reader(Walk):
 
     def fixed(self, records: list[Any], step: Step, allowed: frozenset[type]) -> list[Any]:
         """Keys or elements, whose hashes nobody but Python computes."""
-        items = self.each(repeat(step), records)
-        for item in items:
-            if not is_hashable(item, allowed):
-                raise FormatError(f"wanted {WANTED[allowed]}, found {type(item).__qualname__}")
-        hashes = [hash(item) for item in items if type(item) is not str]  # of texts nobody can foresee them
-        if len(hashes) - len({*hashes}) > _ALIKE:
-            raise FormatError("wanted different keys, found numbers that were made to have one hash")
+        items: list[Any] = []
+        hashes: set[int] = set()
+        alike = 0
+        for begin in range(0, len(records), _ALIKE):  # the rest is not looked at where these are refused
+            some = self.each(repeat(step), records[begin : begin + _ALIKE])
+            for item in some:
+                if not is_hashable(item, allowed):
+                    raise FormatError(f"wanted {WANTED[allowed]}, found {type(item).__qualname__}")
+                if type(item) is not str:  # of texts nobody can foresee them
+                    alike += hash(item) in hashes
+                    hashes.add(hash(item))
+            if alike > _ALIKE:
+                raise FormatError("wanted different keys, found numbers that were made to have one hash")
+            items += some
         return items
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from fastckpt import _core, parallel, tree
-from fastckpt.blobs import PIECE, Memory, row_pieces
+from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
 from fastckpt.checking import check
 from fastckpt.codec import KINDS, Codec, described
 from fastckpt.contents import Contents, Entry, Index, reading
@@ -16,6 +16,7 @@ from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.fetching import read_at, read_into
 from fastckpt.meta import Meta
+from fastckpt.overlaps import sharing
 from fastckpt.sending import send
 from fastckpt.tree import Leaf
 
@@ -82,7 +83,10 @@ def load_into(
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
         if verify:
             check(contents, [entry for _, entry in pairs])
-        _fill(_single(pairs), contents, mapped=mode == "auto")
+        single = _single(pairs)
+        shared = sharing([Blob(target.dtype, target.shape, target.memory) for target, _ in single])
+        for run in [[pair] for pair in single] if shared else [single]:  # two threads must not fill the same memory
+            _fill(run, contents, mapped=mode == "auto")
         return keys
 
     given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
@@ -141,8 +145,7 @@ def _mismatch(target: _Target | None, entry: Entry) -> str:
 
 
 def _single(pairs: Sequence[tuple[_Target, Entry]]) -> list[tuple[_Target, Entry]]:
-    """Leave each tensor once: of one that stands in several places the last counts, as it does with torch. Two threads
-    must not fill the same memory."""
+    """Leave each tensor once: of one that stands in several places the last counts, as it does with torch."""
     last: dict[Any, tuple[_Target, Entry]] = {}
     for target, entry in pairs:
         last[(target.memory, target.dtype, target.shape) if target.memory else id(target)] = target, entry

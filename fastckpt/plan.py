@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fastckpt import meta as meta_file
 from fastckpt.codec import Blob, Codec, described
 from fastckpt.layout import DONE, folders_for
 from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker
 from fastckpt.meta import Meta
+from fastckpt.overlaps import sharing
 from fastckpt.tree import Leaf
 
 __all__ = ["WriteItem", "WritePlan"]
 
-_EFFORT: Any = 1_000  # candidate solutions that numpy may try; its stubs know -1 and 0 only
-_COMPARISONS = 4_000  # pairs of tensors that are looked at; a warning is not worth seconds
 _ESCAPED, _NUMBER, _ROW = 14, 40, 400  # bytes of an index at most: a character, a dim, and the rest of a tensor
 _CONTAINER_LIMIT = 32 << 10  # bytes of JSON about the flat object that the first tensor's meta may carry
 
@@ -174,8 +170,9 @@ def _twins(leaves: Sequence[Leaf], blobs: Sequence[Blob]) -> list[int | None]:
 
 def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequence[int | None]) -> None:
     """Tell of tensors that share some of their memory but are not equal: what one sees, the other will no longer."""
-    close = itertools.islice(_close_pairs(blobs, twins), _COMPARISONS)
-    shared = [f"{leaves[n].path} and {leaves[at].path}" for n, at in close if _share(blobs[n], blobs[at])]
+    own = [at for at, twin in enumerate(twins) if twin is None]
+    pairs = sharing([blobs[at] for at in own])
+    shared = [f"{leaves[own[one]].path} and {leaves[own[other]].path}" for one, other in pairs]
     if shared:
         more = f" (and {len(shared) - 1} more pairs)" if len(shared) > 1 else ""
         warnings.warn(
@@ -183,50 +180,6 @@ def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequ
             "tied when loaded",
             stacklevel=5,
         )
-
-
-def _close_pairs(blobs: Sequence[Blob], twins: Sequence[int | None]) -> Iterator[tuple[int, int]]:
-    """Give pairs of tensors, in the order of the object, where one begins before the other ends."""
-    spans = sorted(
-        (blob.memory.device, *_span(blob), at)
-        for at, blob in enumerate(blobs)
-        if blob.memory is not None and twins[at] is None
-    )
-    reaching: list[tuple[str, int, int]] = []  # device, end and number of the spans that may still be overlapped
-    for device, low, high, at in spans:
-        reaching = [span for span in reaching if span[0] == device and span[1] > low]
-        yield from ((min(n, at), max(n, at)) for _, _, n in reaching)
-        reaching.append((device, high, at))
-
-
-def _span(blob: Blob) -> tuple[int, int]:
-    """Lowest address, and the one behind the highest."""
-    assert blob.memory is not None
-    steps = [stride * (n - 1) for stride, n in zip(blob.memory.strides, blob.shape, strict=True)]
-    low = blob.memory.address + sum(step for step in steps if step < 0)
-    return low, blob.memory.address + sum(step for step in steps if step > 0) + blob.dtype.itemsize
-
-
-class _Addresses:
-    """An array interface over addresses that are compared and never read."""
-
-    def __init__(self, blob: Blob) -> None:
-        assert blob.memory is not None
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (blob.memory.address, True),
-            "shape": blob.shape,
-            "strides": blob.memory.strides,
-            "typestr": f"|V{blob.dtype.itemsize}",
-        }
-
-
-def _share(one: Blob, other: Blob) -> bool:
-    """Tell whether any element is common; where that is hard to say, yes."""
-    try:
-        return np.shares_memory(np.asarray(_Addresses(one)), np.asarray(_Addresses(other)), max_work=_EFFORT)
-    except (np.exceptions.TooHardError, ValueError):  # ValueError: more dimensions than this numpy has
-        return True
 
 
 def _is_perhaps_too_long(plan: WritePlan) -> bool:

@@ -35,7 +35,7 @@ LAYERS = (
     ),
     (
         *("arena", "writing", "ways", "folders", "pickled", "opening", "indexed"),
-        *("commit", "target", "staging", "handles", "plan"),
+        *("commit", "target", "staging", "handles", "plan", "overlaps"),
     ),
     ("ring", "parallel", "rooms", "garbage"),
     ("comparing", "codec", "arrays", "blobs", "lanes", "slicing", "entries", "marker", "problems", "digests"),
@@ -60,7 +60,20 @@ EDGES = {
     "torch.pinned",
 } | BENCH_EDGES
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
-PURE = {"plan", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors", *LAYERS[-3]}
+PURE = {
+    "plan",
+    "overlaps",
+    "marker",
+    "entries",
+    "blobs",
+    "lanes",
+    "slicing",
+    "layout",
+    "metatext",
+    "dtypes",
+    "errors",
+    *LAYERS[-3],
+}
 PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "results", "workloads")}
 PURE |= {*LAYERS[-4]}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them

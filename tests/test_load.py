@@ -765,6 +765,19 @@ def test_of_a_tied_target_the_last_one_counts(turned: bool, tmp_path: Path, monk
     assert not {"a/out", "c/out"} & {*paths}
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_targets_that_overlap_the_last_one_counts(turned: bool, tmp_path: Path) -> None:
+    """They are filled one after the other: never a mixture of what two threads write."""
+    base = torch.zeros(2100, 900)
+    cut = [base[:2000], base[50:2050], base[100:]]
+    rows = [part.T for part in cut] if turned else cut
+    fastckpt.save({f"{at}": torch.full(part.shape, float(at)) for at, part in enumerate(rows)}, tmp_path / "s")
+    for _ in range(10):
+        base.zero_()
+        fastckpt.load_into({f"{at}": part for at, part in enumerate(rows)}, tmp_path / "s")
+        assert [part.unique().tolist() for part in (base[:50], base[50:100], base[100:])] == [[0], [1], [2]]
+
+
 def test_autograd_notices(path: Path) -> None:
     weight = torch.zeros(300, 300, requires_grad=True)
     result = (weight.exp() * weight).sum()

@@ -1,0 +1,63 @@
+"""Which tensors share some of their memory without being one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastckpt.blobs import Blob
+
+__all__ = ["sharing"]
+
+_EFFORT: Any = 1_000  # candidate solutions that numpy may try; its stubs know -1 and 0 only
+_COMPARISONS = 4_000  # pairs of tensors that are looked at: more are not worth seconds
+
+
+def sharing(blobs: Sequence[Blob]) -> list[tuple[int, int]]:
+    """Give the pairs of different tensors, by their numbers, that have an element in common; perhaps not all, of very
+    many."""
+    close = itertools.islice(_close_pairs(blobs), _COMPARISONS)
+    return [(one, other) for one, other in close if _share(blobs[one], blobs[other])]
+
+
+def _close_pairs(blobs: Sequence[Blob]) -> Iterator[tuple[int, int]]:
+    """Give pairs of tensors, each in order, where one begins before the other ends."""
+    spans = sorted((b.memory.device, *_span(b), at) for at, b in enumerate(blobs) if b.memory is not None)
+    reaching: list[tuple[str, int, int]] = []  # device, end and number of the spans that may still be overlapped
+    for device, low, high, at in spans:
+        reaching = [span for span in reaching if span[0] == device and span[1] > low]
+        yield from ((min(n, at), max(n, at)) for _, _, n in reaching)
+        reaching.append((device, high, at))
+
+
+def _span(blob: Blob) -> tuple[int, int]:
+    """Lowest address, and the one behind the highest."""
+    assert blob.memory is not None
+    steps = [stride * (n - 1) for stride, n in zip(blob.memory.strides, blob.shape, strict=True)]
+    low = blob.memory.address + sum(step for step in steps if step < 0)
+    return low, blob.memory.address + sum(step for step in steps if step > 0) + blob.dtype.itemsize
+
+
+class _Addresses:
+    """An array interface over addresses that are compared and never read."""
+
+    def __init__(self, blob: Blob) -> None:
+        assert blob.memory is not None
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (blob.memory.address, True),
+            "shape": blob.shape,
+            "strides": blob.memory.strides,
+            "typestr": f"|V{blob.dtype.itemsize}",
+        }
+
+
+def _share(one: Blob, other: Blob) -> bool:
+    """Tell whether any element is common; where that is hard to say, yes."""
+    try:
+        return np.shares_memory(np.asarray(_Addresses(one)), np.asarray(_Addresses(other)), max_work=_EFFORT)
+    except (np.exceptions.TooHardError, ValueError):  # ValueError: more dimensions than this numpy has
+        return True
