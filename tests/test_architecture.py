@@ -60,22 +60,9 @@ EDGES = {
     "torch.pinned",
 } | BENCH_EDGES
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
-PURE = {
-    "plan",
-    "overlaps",
-    "marker",
-    "entries",
-    "blobs",
-    "lanes",
-    "slicing",
-    "layout",
-    "metatext",
-    "dtypes",
-    "errors",
-    *LAYERS[-3],
-}
+PURE = {"plan", "overlaps", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors"}
 PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "results", "workloads")}
-PURE |= {*LAYERS[-4]}
+PURE |= {*LAYERS[-3], *LAYERS[-4]}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind
