@@ -165,6 +165,24 @@ int fc_stat_file(int dirfd, const char *path, off_t *size, struct fc_error *err)
     return rc < 0 ? fc_fail(err, "stat") : take_size(&st, size, err);
 }
 
+bool fc_join_path(char *path, const char *folder, const char *file)
+{
+    size_t length = strlen(folder), extra = strlen(file);
+    if (length + 1 + extra >= PATH_MAX)
+        return false;
+    memcpy(path, folder, length);
+    path[length] = '/';
+    memcpy(path + length + 1, file, extra + 1);
+    return true;
+}
+
+int fc_make_folder(int dirfd, const char *path, struct fc_error *err)
+{
+    int rc;
+    UNINTERRUPTED(rc, mkdirat(dirfd, path, 0777));
+    return rc < 0 ? fc_fail(err, "mkdir") : 0;
+}
+
 int fc_create_file(int dirfd, const char *path, struct fc_error *err)
 {
     int fd;

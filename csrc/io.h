@@ -30,6 +30,12 @@ int fc_open_file(int dirfd, const char *path, off_t *size, struct fc_error *err)
 /* Size of a regular file by its name. A link is followed only before the last component. Errors as above. */
 int fc_stat_file(int dirfd, const char *path, off_t *size, struct fc_error *err);
 
+/* `path` becomes "folder/file"; false when it would be longer than the kernel takes (PATH_MAX). */
+bool fc_join_path(char *path, const char *folder, const char *file);
+
+/* Create a folder that must not exist (EEXIST). Mode: 0777 less the umask. */
+int fc_make_folder(int dirfd, const char *path, struct fc_error *err);
+
 /* Create a file that must not exist (EEXIST, also for a dangling link), for writing. Mode: 0666 less the umask. */
 int fc_create_file(int dirfd, const char *path, struct fc_error *err);
 

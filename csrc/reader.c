@@ -20,18 +20,6 @@
 
 #define MAPPED_LEAST ((size_t)2 << 20)
 
-/* `path` becomes "folder/file"; false when it would be longer than the kernel takes. */
-static bool join_path(char path[PATH_MAX], const char *folder, const char *file)
-{
-    size_t length = strlen(folder), extra = strlen(file);
-    if (length + 1 + extra >= PATH_MAX)
-        return false;
-    memcpy(path, folder, length);
-    path[length] = '/';
-    memcpy(path + length + 1, file, extra + 1);
-    return true;
-}
-
 /* Memory that a run hands out from the front. Who was given a part of it, and the run itself, are its users. */
 struct fc_block {
     atomic_size_t users;
@@ -217,7 +205,7 @@ static void scan_meta(struct fc_run *run, struct fc_folder *folder)
     char path[PATH_MAX];
     folder->meta_block = NULL;
     folder->meta_size = -ENAMETOOLONG;
-    if (join_path(path, folder->name, "meta"))
+    if (fc_join_path(path, folder->name, "meta"))
         folder->meta_size = read_meta(run, path, folder);
 }
 
@@ -227,7 +215,7 @@ static void scan_blob(struct fc_run *run, struct fc_folder *folder)
     folder->out_size = -ENAMETOOLONG;
     folder->address = NULL;
     folder->blob_block = NULL;
-    if (join_path(path, folder->name, "out"))
+    if (fc_join_path(path, folder->name, "out"))
         folder->out_size = take_out(run, path, folder);
 }
 
@@ -235,7 +223,7 @@ static void scan_size(struct fc_run *run, struct fc_folder *folder)
 {
     char path[PATH_MAX];
     folder->out_size = -ENAMETOOLONG;
-    if (join_path(path, folder->name, "out"))
+    if (fc_join_path(path, folder->name, "out"))
         folder->out_size = get_out_size(run->dirfd, path, run->what != FC_SIZES && folder->meta_size >= 0);
 }
 

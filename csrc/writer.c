@@ -5,6 +5,8 @@
  */
 #include "writer.h"
 
+#include <limits.h>
+
 #include "io.h"
 
 /* The device begins with one part while the next is copied into the page cache, and the sync at the end is short. */
@@ -71,4 +73,41 @@ void fc_abandon_writer(struct fc_writer *writer)
     if (writer->fd >= 0)
         fc_close_read(writer->fd);
     writer->fd = -1;
+}
+
+static int write_file(int dirfd, const char *path, const void *data, size_t size, bool writeback, struct fc_error *err)
+{
+    struct fc_writer writer;
+    if (fc_open_writer(&writer, dirfd, path, (off_t)size, writeback, err) < 0)
+        return -1;
+    if (fc_append_piece(&writer, data, size, err) < 0) {
+        fc_abandon_writer(&writer);
+        return -1;
+    }
+    return fc_finish_writer(&writer, false, err);
+}
+
+static int write_tensor(int dirfd, const struct fc_tensor *tensor, bool writeback, const char **file,
+                        struct fc_error *err)
+{
+    char out[PATH_MAX], meta[PATH_MAX];
+    *file = NULL;
+    if (!fc_join_path(out, tensor->folder, "out") || !fc_join_path(meta, tensor->folder, "meta"))
+        return fc_fail_with(err, "mkdir", ENAMETOOLONG);
+    if (fc_make_folder(dirfd, tensor->folder, err) < 0)
+        return -1;
+    *file = "out";
+    if (write_file(dirfd, out, tensor->out, tensor->out_size, writeback, err) < 0)
+        return -1;
+    *file = "meta";
+    return write_file(dirfd, meta, tensor->meta, tensor->meta_size, writeback, err);
+}
+
+int fc_write_tensors(int dirfd, const struct fc_tensor *tensors, size_t count, bool writeback, size_t *failed,
+                     const char **file, struct fc_error *err)
+{
+    for (*failed = 0; *failed < count; (*failed)++)
+        if (write_tensor(dirfd, &tensors[*failed], writeback, file, err) < 0)
+            return -1;
+    return 0;
 }

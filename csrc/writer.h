@@ -1,5 +1,5 @@
 /*
- * One new file, from pieces of memory to a file that is complete.
+ * One new file, from pieces of memory to a file that is complete; and all files of many small tensors.
  *
  * The caller owns the pieces and may make each one while the file is open; the writer owns the descriptor. What it
  * writes goes through the page cache at the end of what is there; it never opens, changes or removes a file that
@@ -38,6 +38,20 @@ int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, s
  * Without `sync`: nothing is durable before an fc_sync_system. The writer is closed in every case.
  */
 int fc_finish_writer(struct fc_writer *writer, bool sync, struct fc_error *err);
+
+/* A small tensor: the folder that it will have, and what its two files will hold. */
+struct fc_tensor {
+    const char *folder;
+    const void *out, *meta;
+    size_t out_size, meta_size;
+};
+
+/*
+ * Write small tensors, one after the other, none of which is durable before an fc_sync_system. After an error, *failed
+ * says at which, and *file at which of its files: NULL is the folder itself. What was written stays.
+ */
+int fc_write_tensors(int dirfd, const struct fc_tensor *tensors, size_t count, bool writeback, size_t *failed,
+                     const char **file, struct fc_error *err);
 
 /* Close a writer that will not be finished. Does nothing when it is closed already. */
 void fc_abandon_writer(struct fc_writer *writer);

@@ -31,6 +31,16 @@ cdef extern from "writer.h" nogil:
     int fc_finish_writer(fc_writer *writer, bint sync, fc_error *err)
     void fc_abandon_writer(fc_writer *writer)
 
+    struct fc_tensor:
+        const char *folder
+        const void *out
+        const void *meta
+        size_t out_size
+        size_t meta_size
+
+    int fc_write_tensors(int dirfd, const fc_tensor *tensors, size_t count, bint writeback, size_t *failed,
+                         const char **file, fc_error *err)
+
 
 cdef extern from "direct.h" nogil:
     size_t FC_DIRECT_ALIGN

@@ -220,6 +220,54 @@ def write(int dirfd, path, pieces, bint sync=True, off_t size_hint=0, bint write
     return writer.size
 
 
+def write_tensors(int dirfd, tensors, bint writeback=True):
+    """Write small tensors, each a new folder with its ``out`` and ``meta``; durable are they with `syncfs` only.
+
+    Parameters
+    ----------
+    dirfd : int
+        Open folder that the new ones come into.
+    tensors : iterable of tuple
+        ``(folder, out, meta)`` each: a name, which must not exist; a C-contiguous buffer, which nobody else may move or
+        free meanwhile; and bytes. All go through the page cache, in one call without the GIL.
+    writeback : bool
+        Whether the device begins at once.
+
+    Raises
+    ------
+    OSError
+        At the first tensor that could not be written, with the path of the folder or file. What was written stays.
+    """
+    cdef list wanted = list(tensors)
+    cdef list names = [_encode(tensor[0]) for tensor in wanted]
+    cdef size_t count = <size_t>len(wanted), taken = 0, failed = 0
+    cdef _Room room = _Room(count, sizeof(fc_tensor)), held = _Room(count, sizeof(Py_buffer))
+    cdef fc_tensor *jobs = <fc_tensor *>room.data
+    cdef Py_buffer *views = <Py_buffer *>held.data
+    cdef const char *file = NULL
+    cdef bytes meta
+    cdef fc_error err
+    cdef int rc
+    try:
+        while taken < count:
+            _, out, meta = wanted[taken]
+            _take_buffer(out, &views[taken], 0)
+            jobs[taken].folder = PyBytes_AS_STRING(names[taken])
+            jobs[taken].out, jobs[taken].out_size = views[taken].buf, <size_t>views[taken].len
+            jobs[taken].meta, jobs[taken].meta_size = PyBytes_AS_STRING(meta), <size_t>PyBytes_GET_SIZE(meta)
+            taken += 1
+        with nogil:
+            rc = fc_write_tensors(dirfd, jobs, count, writeback, &failed, &file, &err)
+    finally:
+        while taken > 0:
+            taken -= 1
+            PyBuffer_Release(&views[taken])
+    if rc < 0:
+        folder = os.fsdecode(names[failed])
+        _fail(&err, folder if file == NULL else f"{folder}/{file.decode()}")
+    PyErr_CheckSignals()
+
+
 include "_file.pxi"
 
 

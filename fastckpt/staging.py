@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -100,6 +100,16 @@ class Stage:
                 os.mkdir(folder, dir_fd=self.fd)
             self.check_written(folder, nbytes, self._write(f"{folder}/{OUT}", pieces, sync, nbytes))
             self._finish_folder(folder, meta if isinstance(meta, bytes) else meta(), sync)
+
+    def write_tensors(self, tensors: Sequence[tuple[str, Any, bytes]]) -> None:
+        """Create many small tensors, given by folder, `out` and `meta`; all of them are still to be synced."""
+        with self._not_over():
+            try:
+                _core.write_tensors(self.fd, tensors, self.durable)
+            except OSError as problem:
+                problem.filename = os.path.join(self.path, problem.filename or "")
+                del problem.filename2
+                raise
 
     def create_blob(self, folder: str, nbytes: int, *, direct: bool, writeback: bool) -> _core.File:
         """Create one tensor's folder, and in it the file `out`, for threads to fill; on an error neither is left."""

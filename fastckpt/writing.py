@@ -1,8 +1,9 @@
 """The blobs of a plan become files: large ones in parts, by several threads, past the page cache; small ones whole.
 
-A job is one part of a large tensor that lies in order in host memory, or one tensor of any other kind. Threads share
-the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it; the digest of a
-part is taken while its bytes are in the processor's cache.
+A job is one part of a large tensor that lies in order in host memory, some small tensors, or one of any other kind.
+Threads share the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it; the
+digest of a part is taken while its bytes are in the processor's cache. Small ones are many to a call: threads that ask
+for the GIL between any two system calls wait for each other most of the time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = ["PART", "Progress", "write_items"]
 
 PART = 4 << 20  # bytes: a thread's share at a time, and the memory that it copies unaligned ones through
 _LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
+_RUN = 32  # small tensors that one call writes, of together at most _LARGE bytes
 
 Progress = Callable[[int], None]
 
@@ -32,7 +34,8 @@ Progress = Callable[[int], None]
 def write_items(
     items: Sequence[WriteItem], stage: Stage, way: Way, progress: Progress | None = None
 ) -> dict[str, str | None]:
-    """Write every tensor, the larger ones first, so that no thread is left alone with one at the end; then the ties.
+    """Write every tensor, of the large ones the largest first, so that no thread is left alone with one at the end;
+    then the ties.
 
     Parameters
     ----------
@@ -51,7 +54,9 @@ def write_items(
         The digest of each, by folder.
     """
     save = _Save(stage, way, {})
-    own = sorted((item for item in items if item.twin is None), key=lambda item: item.blob.nbytes, reverse=True)
+    own = [item for item in items if item.twin is None]
+    large = sorted((item for item in own if _is_large(item)), key=lambda item: item.blob.nbytes, reverse=True)
+    small = _runs([item for item in own if not _is_large(item)], save)
 
     def work(job: _Job) -> None:
         job()
@@ -59,7 +64,8 @@ def write_items(
             progress(job.nbytes)
 
     with Drawer(way.threads) as drawer:
-        parallel.run(work, _mixed([job for item in own for job in _jobs_of(item, save, drawer)]), way.threads)
+        jobs = [job for item in large for job in _jobs_of(item, save, drawer)]
+        parallel.run(work, _mixed(jobs, small), way.threads)
     for item in items:
         if item.twin is not None:
             digest = save.digests[item.folder] = save.digests[item.twin]
@@ -93,11 +99,27 @@ class _Job(Protocol):
     def __call__(self) -> None: ...
 
 
+def _is_large(item: WriteItem) -> bool:
+    return item.blob.nbytes > _LARGE
+
+
+def _runs(items: Sequence[WriteItem], save: _Save) -> list[_Job]:
+    """Cut small tensors, in the order of the object, into jobs; each is one where they are synced one by one."""
+    if save.way.sync:
+        return [_Small(item, save) for item in items]
+    runs: list[_Job] = []
+    run: list[WriteItem] = []
+    for item in items:
+        if len(run) == _RUN or sum(other.blob.nbytes for other in run) + item.blob.nbytes > _LARGE:
+            runs.append(_Run(run, save))
+            run = []
+        run.append(item)
+    return [*runs, _Run(run, save)] if run else runs
+
+
 def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
-    drawn = drawer.draw(item.codec, item.value) if item.blob.nbytes > _LARGE else None
-    if item.blob.nbytes <= _LARGE:
-        yield _Small(item, save)
-    elif drawn is None:
+    drawn = drawer.draw(item.codec, item.value)
+    if drawn is None:
         yield _Gathered(item, save)
     else:
         save.stage.check_written(item.folder, item.blob.nbytes, drawn.nbytes)
@@ -106,13 +128,31 @@ def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
         yield from parts if save.way.direct else [_Parts(parts)]
 
 
-def _mixed(jobs: list[_Job]) -> list[_Job]:
+def _mixed(large: Sequence[_Job], small: Sequence[_Job]) -> list[_Job]:
     """Spread the small jobs, which make the system create files, among the large ones, which make the device write."""
-    small = [job for job in jobs if type(job) is _Small]
-    large = [job for job in jobs if type(job) is not _Small]
     places = [at / len(large) for at in range(len(large))], [(at + 0.5) / len(small) for at in range(len(small))]
     mixed = sorted(zip([*places[0], *places[1]], [*large, *small], strict=True), key=itemgetter(0))
     return [job for _, job in mixed]
+
+
+class _Run:
+    """Some small tensors, each whole."""
+
+    def __init__(self, items: Sequence[WriteItem], save: _Save) -> None:
+        self.items = items
+        self.save = save
+        self.nbytes = sum(item.blob.nbytes for item in items)
+
+    def __call__(self) -> None:
+        self.save.stage.write_tensors([self._prepared(item) for item in self.items])
+
+    def _prepared(self, item: WriteItem) -> tuple[str, Any, bytes]:
+        """Give folder, `out` and `meta`; a tensor that its framework has to gather is copied."""
+        whole = item.codec.whole(item.value)
+        out = memoryview(b"".join(item.pieces()) if whole is None else whole)
+        self.save.stage.check_written(item.folder, item.blob.nbytes, out.nbytes)
+        digest = self.save.digests[item.folder] = digest_text(crc32(out)) if self.save.way.digest else None
+        return item.folder, out, item.text(digest)
 
 
 class _Small:

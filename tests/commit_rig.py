@@ -163,7 +163,7 @@ CHANGES = "mkdirat,openat,fallocate,ftruncate,pwrite64,fsync,syncfs,renameat,ren
 
 #: The functions through which a save changes or locks anything.
 STEPS: tuple[tuple[Any, str], ...] = (
-    *((_core, name) for name in ("write", "File", "sync_dir", "syncfs", "renameat2")),
+    *((_core, name) for name in ("write", "write_tensors", "File", "sync_dir", "syncfs", "renameat2")),
     *((os, name) for name in ("mkdir", "link", "rename", "unlink", "rmdir", "open")),
     (fcntl, "flock"),
 )

@@ -74,7 +74,7 @@ OS_CHANGES = {
 PATH_CHANGES = {
     *("unlink", "rmdir", "mkdir", "touch", "rename", "write_bytes", "write_text", "symlink_to", "hardlink_to"),
 }
-CORE_CHANGES = {"write", "renameat2"}
+CORE_CHANGES = {"write", "write_tensors", "renameat2"}
 
 MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/__init__", "").replace("/", "."): path

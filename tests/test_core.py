@@ -770,6 +770,8 @@ def failing_calls(folder: Folder) -> list[Callable[[], Any]]:
         lambda: _core.write(folder.fd, "good", [b"x"]),
         lambda: _core.write(folder.fd, f"new{time.monotonic_ns()}", [b"x", "no buffer"]),  # type: ignore[list-item]
         lambda: _core.write(-1, "new", [b"x"]),
+        lambda: _core.write_tensors(folder.fd, [("tensor", b"x", b"x")]),
+        lambda: _core.write_tensors(folder.fd, [("other", b"x", b"x"), ("third", "no buffer", b"x")]),  # type: ignore[list-item]
         lambda: _core.renameat2(folder.fd, "absent", folder.fd, "b", 0),
         lambda: _core.sync_dir(-1),
         lambda: _core.map_files(folder.fd, ["good", "good"], [3, 4]),
@@ -802,6 +804,7 @@ def calls_that_take_a_while(folder: Folder) -> dict[str, Callable[[], Any]]:
     numbers = itertools.count()
     return {
         "write": lambda: _core.write(folder.fd, f"out{next(numbers)}", [data]),
+        "write_tensors": lambda: _core.write_tensors(folder.fd, [(f"t{next(numbers)}", data, b"")]),
         "read_into": lambda: _core.read_into(folder.fd, "large", 0, data),
         "scan": lambda: _core.scan(folder.fd, ["t"] * 10_000),
         "scan and map": lambda: _core.scan(folder.fd, ["t"] * 10_000, map=True),
@@ -811,7 +814,9 @@ def calls_that_take_a_while(folder: Folder) -> dict[str, Callable[[], Any]]:
     }
 
 
-@pytest.mark.parametrize("name", ["write", "read_into", "scan", "scan and map", "map_files", "part", "end"])
+@pytest.mark.parametrize(
+    "name", ["write", "write_tensors", "read_into", "scan", "scan and map", "map_files", "part", "end"]
+)
 def test_other_threads_run_meanwhile(folder: Folder, name: str) -> None:
     call = calls_that_take_a_while(folder)[name]
     ticks = [0]
@@ -881,6 +886,70 @@ def test_write_back_that_lost_something(folder: Folder, size: int, sync: bool) -
     with pytest.raises(OSError, match="write back: ") as caught:
         refusing("sync_file_range", errno.EIO, lambda: _core.write(folder.fd, "out", [bytes(size)], sync))
     assert (caught.value.errno, caught.value.filename) == (errno.EIO, "out")
+
+
+def test_small_tensors_are_written_in_one_call(folder: Folder) -> None:
+    tensors = [(f"t/{at}" if at == 2 else f"ü{at}", np.full((at, 3), at, np.int32), b"meta %d" % at) for at in range(9)]
+    (folder.path / "t").mkdir()
+    _core.write_tensors(folder.fd, iter(tensors))
+    _core.write_tensors(folder.fd, [])
+    for name, out, meta in tensors:
+        assert {file.name: file.read_bytes() for file in (folder.path / name).iterdir()} == {
+            "out": out.tobytes(),
+            "meta": meta,
+        }
+
+
+def test_of_small_tensors_those_before_a_failure_stay(folder: Folder) -> None:
+    folder.tensor("there", b"old", b"old")
+    before = open_files()
+    with pytest.raises(FileExistsError, match="mkdir: ") as caught:
+        _core.write_tensors(folder.fd, [("a", b"1", b"2"), ("there", b"3", b"4"), ("z", b"5", b"6")])
+    assert caught.value.filename == "there"
+    assert sorted(os.listdir(folder.path)) == ["a", "there"]
+    assert (folder.path / "there" / "out").read_bytes() == b"old"
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "op", "named"),
+    [
+        ("mkdirat", errno.EACCES, "mkdir", "a"),
+        ("openat", errno.EMFILE, "create", "a/out"),
+        ("pwrite64", errno.ENOSPC, "write", "a/out"),
+        ("sync_file_range", errno.EIO, "write back", "a/out"),
+        ("close", errno.EDQUOT, "close", "a/out"),
+    ],
+)
+def test_small_tensors_that_the_system_refuses(folder: Folder, call: str, code: int, op: str, named: str) -> None:
+    with pytest.raises(OSError, match=f"{op}: {os.strerror(code)}") as caught:
+        refusing(call, code, lambda: _core.write_tensors(folder.fd, [("a", b"1", b"2"), ("b", b"3", b"4")]))
+    assert (caught.value.errno, caught.value.filename) == (code, named)
+    close_all(folder.path / "a" / "out")
+    assert not (folder.path / "b").exists()
+
+
+def test_of_a_small_tensor_the_meta_is_named_too(folder: Folder) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limit[1]))
+    try:
+        with pytest.raises(OSError, match="write: ") as caught:
+            _core.write_tensors(folder.fd, [("a", b"1", bytes(3 << 19))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, "a/meta")
+
+
+def test_small_tensors_that_cannot_be_written_are_refused_before_any_is(folder: Folder) -> None:
+    good = ("good", b"1", b"2")
+    for bad in [("a", np.zeros((3, 4)).T, b""), ("a", "no buffer", b""), ("a", b"", "no bytes"), ("a\0b", b"", b"")]:
+        with pytest.raises((BufferError, TypeError, ValueError)):
+            _core.write_tensors(folder.fd, [good, bad])  # type: ignore[list-item]
+    for name, code in (("a" * 256, errno.ENAMETOOLONG), ("a/" * 2047 + "a", errno.ENAMETOOLONG), ("", errno.ENOENT)):
+        with pytest.raises(OSError, match="mkdir: ") as caught:
+            _core.write_tensors(folder.fd, [(name, b"1", b"2")])
+        assert caught.value.errno == code
+    assert os.listdir(folder.path) == []
 
 
 def close_all(path: Path) -> int:

@@ -427,7 +427,7 @@ def test_no_overlap(make: Callable[[torch.Tensor], dict[str, Any]], tmp_path: Pa
 
 
 def test_where_it_is_hard_to_say_the_warning_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastckpt.plan._EFFORT", 1)
+    monkeypatch.setattr("fastckpt.overlaps._EFFORT", 1)
     base = torch.zeros(7, 11, 13)
     (warning,) = overlapping({"a": base[::2, ::3, ::2], "b": base[::3, 1::2, 1::4]}, tmp_path / "s")
     assert "overlap in memory" in warning

@@ -169,6 +169,28 @@ def test_without_digests(tmp_path: Path, obj: Any) -> None:
     assert blobs(tmp_path / "s") == blobs(with_digests)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_small_tensors_are_many_to_a_call_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """What is read one after the other shall lie so on the disk; and no run is larger than what is no longer small."""
+    real, runs = _core.write_tensors, []
+
+    def spy(fd: int, tensors: Any, writeback: bool) -> None:
+        runs.append([(folder, memoryview(out).nbytes) for folder, out, _ in tensors])
+        real(fd, tensors, writeback)
+
+    monkeypatch.setattr(_core, "write_tensors", spy)
+    sizes = [7919 * at % 90_000 for at in range(300)]
+    fastckpt.save(
+        {f"{at:03}": np.zeros(size, np.uint8) for at, size in enumerate(sizes)}, tmp_path / "s", threads=threads
+    )
+    flat = [pair for run in sorted(runs) for pair in run]
+    assert flat == [(f"{at:03}", size) for at, size in enumerate(sizes)]
+    assert all(sum(size for _, size in run) <= writing._LARGE for run in runs)
+    assert len(runs) < 25
+
+
 def test_digests_combine() -> None:
     data = numbers(5000).tobytes()
     for cuts in ([], [1], [0, 4096, 4096, 39_999], range(0, 40_000, 999)):

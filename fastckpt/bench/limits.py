@@ -26,7 +26,7 @@ from fastckpt.bench.measuring import measured
 __all__ = ["Limits"]
 
 _MIB = 1 << 20
-_MOST = 1024 * _MIB  # bytes; what is larger is compared by rate
+_MOST = 1024 * _MIB  # bytes copied from memory to memory; what is larger is compared by rate
 _DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
 _TRIES = 2  # with each depth, before the first round; the better one counts
 _OPENERS = 16  # threads that open small files
@@ -142,8 +142,8 @@ class Limits:
 
 
 def _whole(nbytes: int) -> int:
-    """Bytes to move: a multiple of what direct reads and writes take, not too many."""
-    return max(_ALIGNMENT, min(nbytes, _MOST) // _ALIGNMENT * _ALIGNMENT)
+    """Bytes to move: a multiple of what direct reads and writes take."""
+    return max(_ALIGNMENT, nbytes // _ALIGNMENT * _ALIGNMENT)
 
 
 def _plain_memory(size: int) -> Any:

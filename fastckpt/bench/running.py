@@ -18,6 +18,7 @@ from fastckpt.bench.measuring import evict, resident, warm
 from fastckpt.bench.results import compare_sums, summed
 from fastckpt.bench.room import Room
 from fastckpt.bench.workloads import Workload, find, names_of
+from fastckpt.memory import available
 
 __all__ = ["Options", "run", "turns"]
 
@@ -29,6 +30,7 @@ _GPU = ("gpu", "gpu_cold")
 _WARM = 0.999  # of the bytes in the page cache
 _PER_TENSOR = 16384  # bytes that a tensor may take beyond its own: blocks of small files, folders
 _PER_NAME = 512  # the same, where all are in one file
+_IN_USE = 4  # as much memory as this many snapshots: what a turn loads, or touches before the clock, and room to spare
 _MANY = 1000  # tensors, from which on files are not deleted before the end: whoever creates some next would pay for it
 
 
@@ -120,10 +122,10 @@ class _Bench:
             child.close()
 
     def check(self, workload: Workload) -> None:
-        """Refuse a workload that does not fit: one of each family, and one more of the largest."""
+        """Refuse a workload that does not fit: one of each family, one more of the largest, and the limit's file."""
         families = {side.family for side in self._sides if not workload.rivals or side.name in workload.rivals}
         sizes = [_on_disk(workload, family) for family in families]
-        needed = sum(sizes) + max(sizes, default=0) + min(workload.nbytes, 1 << 30)
+        needed = sum(sizes) + max(sizes, default=0) + workload.nbytes
         self._room.check(needed, f"the workload {workload.name}")
 
     def _obstacle(self, workload: Workload) -> str | None:
@@ -239,9 +241,13 @@ class _Bench:
 
     def _prepared(self, workload: Workload, name: str, path: Path, cold: bool) -> dict[str, Any]:
         """Empty the page cache of a snapshot, or fill it by loads of its own library or, where those do not, by
-        reading; and look whether that has succeeded."""
+        reading; and look whether that has succeeded. Where not all snapshots fit, the others make room: a kernel that
+        has to search for memory finds none in large pages."""
         if not path.exists():
             return {}
+        if workload.nbytes * (len(self._targets) + _IN_USE) > available():
+            for other in {*self._targets.values()} - {path}:
+                evict(other)
         if cold:
             evict(path)
         elif resident(path) < _WARM:

@@ -45,7 +45,7 @@ _objects = st.one_of(_flat, st.builds(lambda inner, n: {"state": inner, "epoch":
 _names = st.sampled_from(["one", "two", "three"])
 _STEPS = {
     os: ("mkdir", "rename", "unlink", "rmdir", "link", "listdir"),
-    _core: ("write", "renameat2", "sync_dir", "syncfs"),
+    _core: ("write", "write_tensors", "renameat2", "sync_dir", "syncfs"),
 }
 
 
