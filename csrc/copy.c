@@ -4,6 +4,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "pool.h"
+
+#define PIECE ((size_t)4 << 20) /* a thread's share at a time */
+
 #ifdef __SSE2__
 #include <emmintrin.h>
 
@@ -42,3 +46,46 @@ void fc_copy(void *to, const void *from, size_t length)
     memcpy(to, from, length);
 }
 #endif
+
+struct copies {
+    const struct fc_copy_job *jobs;
+    size_t count;
+    size_t total;
+};
+
+/* The last job that begins at or before that byte. */
+static size_t find_job(const struct copies *all, size_t at)
+{
+    size_t low = 0, high = all->count;
+    while (high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (all->jobs[middle].begin <= at)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void copy_turn(void *context, size_t i)
+{
+    const struct copies *all = context;
+    size_t at = i * PIECE, end = all->total - at < PIECE ? all->total : at + PIECE;
+    for (size_t job = find_job(all, at); at < end; job++) {
+        const struct fc_copy_job *one = &all->jobs[job];
+        size_t skip = at - one->begin, left = one->length - skip;
+        size_t length = left < end - at ? left : end - at;
+        fc_copy((char *)one->to + skip, (const char *)one->from + skip, length);
+        at += length;
+    }
+}
+
+void fc_copy_all(struct fc_copy_job *jobs, size_t count, size_t threads)
+{
+    struct copies all = {.jobs = jobs, .count = count};
+    for (size_t i = 0; i < count; i++) {
+        jobs[i].begin = all.total;
+        all.total += jobs[i].length;
+    }
+    fc_share_turns((all.total + PIECE - 1) / PIECE, threads, copy_turn, &all);
+}

@@ -11,4 +11,14 @@
  */
 void fc_copy(void *to, const void *from, size_t length);
 
+struct fc_copy_job {
+    void *to;
+    const void *from;
+    size_t length;
+    size_t begin; /* bytes of the jobs before it */
+};
+
+/* All of that, in threads (see pool.h): however the bytes are spread among the jobs, each takes as many as it can. */
+void fc_copy_all(struct fc_copy_job *jobs, size_t count, size_t threads);
+
 #endif

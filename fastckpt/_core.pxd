@@ -112,7 +112,12 @@ cdef extern from "reader.h" nogil:
 
 
 cdef extern from "copy.h" nogil:
-    void fc_copy(void *to, const void *source, size_t length)
+    struct fc_copy_job:
+        void *to
+        const void *source "from"
+        size_t length
+
+    void fc_copy_all(fc_copy_job *jobs, size_t count, size_t threads)
 
 
 cdef extern from "map.h" nogil:

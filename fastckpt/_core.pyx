@@ -107,6 +107,39 @@ cdef bytes _encode(object path):
     return encoded
 
 
+# Lists grow by append here: where one cannot grow, a comprehension of Cython 3.3 lets go twice of what it was to take.
+
+cdef list _encode_all(list paths):
+    cdef list names = []
+    for path in paths:
+        names.append(_encode(path))
+    return names
+
+
+cdef list _encode_firsts(list rows):
+    cdef list names = []
+    for row in rows:
+        names.append(_encode(row[0]))
+    return names
+
+
+cdef list _owners(size_t count):
+    """Owners of maps, before there is anything to own: between a map and its owner nothing can fail."""
+    cdef list mappings = []
+    cdef size_t _
+    for _ in range(count):
+        mappings.append(Mapping.__new__(Mapping))
+    return mappings
+
+
+cdef tuple _dims_of(const fc_meta *meta):
+    cdef list dims = []
+    cdef int i
+    for i in range(meta.ndim):
+        dims.append(meta.dims[i])
+    return tuple(dims)
+
+
 @cython.final
 @cython.internal
 cdef class _Room:
@@ -141,12 +174,10 @@ def parse_meta(bytes data not None):
         Where this is not None, the product of all dims that are not 0, times 16 bytes, is below 2**63.
     """
     cdef fc_meta meta
-    cdef int i
     if not fc_parse_canon(PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), &meta):
         return None
-    dims = tuple([meta.dims[i] for i in range(meta.ndim)])
     digest = PyUnicode_DecodeASCII(meta.digest, <Py_ssize_t>FC_DIGEST_LENGTH, NULL) if meta.digest[0] else None
-    return dims, meta.number, meta.place, meta.count, digest, meta.comment_at
+    return _dims_of(&meta), meta.number, meta.place, meta.count, digest, meta.comment_at
 
 
 include "_index.pxi"
@@ -239,7 +270,7 @@ def write_tensors(int dirfd, tensors, bint writeback=True):
         At the first tensor that could not be written, with the path of the folder or file. What was written stays.
     """
     cdef list wanted = list(tensors)
-    cdef list names = [_encode(tensor[0]) for tensor in wanted]
+    cdef list names = _encode_firsts(wanted)
     cdef size_t count = <size_t>len(wanted), taken = 0, failed = 0
     cdef _Room room = _Room(count, sizeof(fc_tensor)), held = _Room(count, sizeof(Py_buffer))
     cdef fc_tensor *jobs = <fc_tensor *>room.data
@@ -401,15 +432,15 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
         For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its bytes,
         or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
     """
-    cdef list names = [_encode(name) for name in folders]
+    cdef list names = _encode_all(list(folders))
     cdef size_t count = <size_t>len(names), i
     cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
     cdef size_t width = (count + share - 1) // share
     cdef _Room room = _Room(count, sizeof(fc_folder)), table = _Room(2 * share, sizeof(fc_run))
     cdef fc_folder *found = <fc_folder *>room.data
     cdef fc_run *runs = <fc_run *>table.data
-    # The owners are made before there is anything to own: between a map and its owner nothing can fail.
-    cdef list mappings = [Mapping.__new__(Mapping) if map else None for _ in names]
+    cdef list mappings = _owners(count) if map else [None] * len(names)
+    cdef list results = []
     cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
     for i in range(count):
         found[i].name = PyBytes_AS_STRING(names[i])
@@ -420,7 +451,9 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
         for i in range(count):
             _own_out(mappings[i], found + i)
     try:
-        return [(_take_meta(found + i), _take_out(found + i, mappings[i])) for i in range(count)]
+        for i in range(count):
+            results.append((_take_meta(found + i), _take_out(found + i, mappings[i])))
+        return results
     finally:
         for i in range(count):
             fc_release_block(found[i].meta_block)
@@ -453,7 +486,7 @@ def map_files(int dirfd, paths, sizes, *, int advice=0):
         A file can not be opened, is no regular file, or can not be mapped (ENOMEM: too many maps).
     """
     cdef list shown = list(paths), wanted = list(sizes)
-    cdef list names = [_encode(path) for path in shown]
+    cdef list names = _encode_all(shown)
     cdef size_t count = <size_t>len(names), failed = 0, i
     cdef _Room room = _Room(count, sizeof(fc_map_job))
     cdef fc_map_job *jobs = <fc_map_job *>room.data
@@ -461,8 +494,7 @@ def map_files(int dirfd, paths, sizes, *, int advice=0):
     cdef int rc
     if <size_t>len(wanted) != count:
         raise ValueError(f"{count} paths but {len(wanted)} sizes")
-    # The owners are made before there is anything to own: after the first map nothing but mapping can fail.
-    cdef list mappings = [Mapping.__new__(Mapping) for _ in names]
+    cdef list mappings = _owners(count)
     for i in range(count):
         jobs[i].path = PyBytes_AS_STRING(names[i])
         jobs[i].size = wanted[i]

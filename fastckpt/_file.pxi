@@ -123,17 +123,19 @@ def allocate(sizes, *, bint inherited=True):
         One a size, in one run of memory that goes away with the last of them. Each begins at a multiple of
         ``DIRECT_ALIGN``, and the bytes behind it, up to the next such multiple, are nobody else's.
     """
-    cdef list wanted = [int(size) for size in sizes]
-    cdef list mappings = [Mapping.__new__(Mapping) for _ in wanted]
+    cdef list wanted = list(sizes)
+    cdef list mappings = _owners(<size_t>len(wanted))
     cdef fc_block *block
     cdef fc_error err
     cdef void *address = NULL
-    cdef size_t at = 0
+    cdef size_t at = 0, i
     cdef int rc
     cdef Mapping mapping
+    total = 0
     if min(wanted, default=0) < 0:
         raise ValueError(f"memory of {min(wanted)} bytes")
-    total = sum([-(-size // FC_DIRECT_ALIGN) * FC_DIRECT_ALIGN for size in wanted])
+    for size in wanted:
+        total += -(-size // FC_DIRECT_ALIGN) * FC_DIRECT_ALIGN
     if total == 0:
         return mappings
     cdef size_t room = total
@@ -143,8 +145,9 @@ def allocate(sizes, *, bint inherited=True):
             fc_advise(address, 0, room, _WIPEONFORK, &err)  # a wish
     if rc < 0:
         raise MemoryError(f"{total} bytes: {os.strerror(err.code)}")
-    for mapping, size in zip(mappings, wanted):
-        mapping.address, mapping.size, mapping.block = <char *>address + at, size, fc_share_block(block)
+    for i in range(<size_t>len(wanted)):
+        mapping = mappings[i]
+        mapping.address, mapping.size, mapping.block = <char *>address + at, wanted[i], fc_share_block(block)
         at += (mapping.size + FC_DIRECT_ALIGN - 1) // FC_DIRECT_ALIGN * FC_DIRECT_ALIGN
     fc_release_block(block)
     return mappings

@@ -10,9 +10,8 @@ cdef object _make_plain(const fc_row *row, type kind, dict types):
         for i in range(meta.ndim):
             size *= meta.dims[i]
         if size * <int64_t>dtype.itemsize == row.nbytes:
-            dims = tuple([meta.dims[i] for i in range(meta.ndim)])
             digest = PyUnicode_DecodeASCII(meta.digest, <Py_ssize_t>FC_DIGEST_LENGTH, NULL) if meta.digest[0] else None
-            return tuple.__new__(kind, (dims, dtype, meta.place, meta.count, None, digest, None, None))
+            return tuple.__new__(kind, (_dims_of(&meta), dtype, meta.place, meta.count, None, digest, None, None))
     return PyBytes_FromStringAndSize(row.meta, <Py_ssize_t>row.meta_length)
 
 

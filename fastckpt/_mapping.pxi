@@ -146,28 +146,34 @@ cdef class Mapping:
             _fail(&err, None)
 
 
-def copy(to, source):
-    """Copy bytes without the GIL; many of them around the processor's caches.
+def copy(pairs, *, size_t threads=1):
+    """Copy bytes without the GIL; large runs of them around the processor's caches.
 
     Parameters
     ----------
-    to : writable buffer
-        C-contiguous.
-    source : buffer
-        C-contiguous, as many bytes, none of them in `to`.
+    pairs : iterable of tuple
+        ``(to, source)`` each: C-contiguous buffers of as many bytes, all of them different memory; `to` is writable.
+    threads : int
+        How many share the bytes, at most; the caller's is one of them.
     """
-    cdef Py_buffer target, given
-    _take_buffer(to, &target, PyBUF_WRITABLE)
+    cdef list wanted = list(pairs)
+    cdef size_t count = <size_t>len(wanted), taken = 0
+    cdef _Room room = _Room(count, sizeof(fc_copy_job)), held = _Room(2 * count, sizeof(Py_buffer))
+    cdef fc_copy_job *jobs = <fc_copy_job *>room.data
+    cdef Py_buffer *views = <Py_buffer *>held.data
     try:
-        _take_buffer(source, &given, 0)
-    except BaseException:
-        PyBuffer_Release(&target)
-        raise
-    cdef bint fits = target.len == given.len
-    if fits:
+        for to, source in wanted:
+            _take_buffer(to, &views[taken], PyBUF_WRITABLE)
+            taken += 1
+            _take_buffer(source, &views[taken], 0)
+            taken += 1
+            if views[taken - 1].len != views[taken - 2].len:
+                raise ValueError("as many bytes are wanted on both sides")
+            jobs[taken // 2 - 1].to, jobs[taken // 2 - 1].source = views[taken - 2].buf, views[taken - 1].buf
+            jobs[taken // 2 - 1].length = <size_t>views[taken - 1].len
         with nogil:
-            fc_copy(target.buf, given.buf, <size_t>target.len)
-    PyBuffer_Release(&given)
-    PyBuffer_Release(&target)
-    if not fits:
-        raise ValueError("as many bytes are wanted on both sides")
+            fc_copy_all(jobs, count, threads)
+    finally:
+        while taken > 0:
+            taken -= 1
+            PyBuffer_Release(&views[taken])

@@ -61,7 +61,7 @@ def read_parts(int dirfd, parts, *, size_t threads=1, bint mapped=False):
         As for the first part that failed; others may not have been read.
     """
     cdef list wanted = list(parts)
-    cdef list names = [_encode(part[0]) for part in wanted]
+    cdef list names = _encode_firsts(wanted)
     cdef size_t count = <size_t>len(wanted), failed = 0, taken = 0
     cdef _Room room = _Room(count, sizeof(fc_part)), held = _Room(count, sizeof(Py_buffer))
     cdef fc_part *jobs = <fc_part *>room.data

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastckpt import _core, parallel
+from fastckpt import _core
 from fastckpt.codec import NUMPY
 from fastckpt.plan import WriteItem, WritePlan
 from fastckpt.staging import Stage
@@ -26,7 +26,7 @@ _Pair: TypeAlias = tuple[Bytes, Bytes]
 
 _ALIGN = 64  # bytes; every dtype is content with that
 _LARGE = 1 << 20  # bytes; larger tensors begin where O_DIRECT can write from
-_PIECE = 4 << 20  # bytes: what a thread copies at a time
+_RUN = 1 << 30  # bytes: what one call copies
 
 
 class Arena:
@@ -86,7 +86,8 @@ def copied(plan: WritePlan, memory: Bytes) -> WritePlan:
                 in_order.append((part, source))
     for codec, pairs in others.items():
         codec.collect(pairs, memory)
-    parallel.run(_copy, list(_jobs(in_order)), len(os.sched_getaffinity(0)))
+    for run in _runs(in_order):
+        _core.copy(run, threads=len(os.sched_getaffinity(0)))
     items = (replace(item, value=parts[item.twin or item.folder], codec=NUMPY) for item in plan.items)
     return replace(plan, items=tuple(items))
 
@@ -103,20 +104,15 @@ def _places(items: Iterable[WriteItem]) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _jobs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
-    """Cut and gather into runs of about one piece."""
-    job: list[_Pair] = []
+def _runs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+    """Cut and gather into runs of about so many bytes that an interrupt can wait for their end."""
+    run: list[_Pair] = []
     size = 0
     for part, source in pairs:
-        for at in range(0, len(part), _PIECE):
-            job.append((part[at : at + _PIECE], source[at : at + _PIECE]))
-            size += len(job[-1][0])
-            if size >= _PIECE:
-                yield job
-                job, size = [], 0
-    yield job
-
-
-def _copy(job: list[_Pair]) -> None:
-    for part, source in job:
-        _core.copy(part, source)
+        for at in range(0, len(part), _RUN):
+            run.append((part[at : at + _RUN], source[at : at + _RUN]))
+            size += len(run[-1][0])
+            if size >= _RUN:
+                yield run
+                run, size = [], 0
+    yield run

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from fastckpt.arena import Arena, Bytes, copied, room_for
 from fastckpt.commit import target_of
 from fastckpt.errors import BusyError
+from fastckpt.garbage import collector_at_rest
 from fastckpt.plan import WritePlan
 from fastckpt.saving import check_path, plan_of, settle, write_plan
 
@@ -187,7 +188,8 @@ class _Task:
     def copied(self, plan: WritePlan) -> WritePlan:
         """Give the plan over a copy, in memory that is this save's until it is over."""
         self._memory = _arena.take(room_for(plan))
-        return copied(plan, self._memory)
+        with collector_at_rest():
+            return copied(plan, self._memory)
 
     def start(self, work: Callable[[], None]) -> None:
         """Go on in a thread, which begins when this one has nothing to wait for any more, or both wait for the GIL."""

@@ -6,6 +6,7 @@ saves, or when a load is to give torch tensors.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -19,6 +20,7 @@ from fastckpt.tree import Leaf
 __all__ = ["KINDS", "NUMPY", "Blob", "Codec", "codec_for", "default_framework", "described"]
 
 
+@functools.cache
 def codec_for(framework: str) -> Codec:
     """Give the codec of "numpy" or "torch".
 

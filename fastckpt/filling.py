@@ -15,6 +15,7 @@ from fastckpt.contents import Contents, Entry, Index, reading
 from fastckpt.dtypes import DType
 from fastckpt.errors import MismatchError, UnsupportedError
 from fastckpt.fetching import read_at, read_into
+from fastckpt.garbage import collector_at_rest
 from fastckpt.meta import Meta
 from fastckpt.overlaps import sharing
 from fastckpt.sending import send
@@ -74,8 +75,6 @@ def load_into(
     """
     if mode not in ("auto", "read"):
         raise ValueError(f"mode must be 'auto' or 'read', not {mode!r}")
-    leaves, _ = tree.flatten(KINDS.state_of(model_or_state), KINDS)
-    targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
 
     def act(contents: Contents) -> IncompatibleKeys:
         contents.select(None)
@@ -89,10 +88,13 @@ def load_into(
             _fill(run, contents, mapped=mode == "auto")
         return keys
 
-    given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
-    far = any(target.codec.far(target.value) is not None for target in targets.values())
-    index: Index = "read" if far else "table"  # small copies are sent to a device, but not used here
-    return reading(path, act, index=index, given=given, seals=verify)
+    with collector_at_rest():
+        leaves, _ = tree.flatten(KINDS.state_of(model_or_state), KINDS)
+        targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
+        given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
+        far = any(target.codec.far(target.value) is not None for target in targets.values())
+        index: Index = "read" if far else "table"  # small copies are sent to a device, but not used here
+        return reading(path, act, index=index, given=given, seals=verify)
 
 
 class _Target(NamedTuple):

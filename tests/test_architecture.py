@@ -240,6 +240,12 @@ def test_files_stay_short(path: Path) -> None:
     assert len(text.splitlines()) <= LONGEST[path.suffix]
 
 
+@pytest.mark.parametrize("path", [*PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxi")], ids=lambda path: path.name)
+def test_lists_of_cython_grow_by_append(path: Path) -> None:
+    """Comprehensions of Cython 3.3 let go twice of an item, when there is no memory for the list to grow."""
+    assert not re.findall(r"\[[^\[\]]*\bfor\b[^\[\]]*\bin\b", path.read_text())
+
+
 def lines_of(node: ast.stmt) -> int:
     return (node.end_lineno or node.lineno) - node.lineno + 1
 

@@ -706,19 +706,34 @@ def test_copy(length: int) -> None:
     source = np.random.default_rng(4).integers(1, 256, length + 100, np.uint8)
     for at, begin in itertools.product((0, 1, 17, 64), (0, 1, 31)):
         target = np.zeros(length + 200, np.uint8)
-        _core.copy(target[at : at + length], source[begin : begin + length])
+        _core.copy([(target[at : at + length], source[begin : begin + length])])
         assert np.array_equal(target[at : at + length], source[begin : begin + length])
         assert not target[:at].any()
         assert not target[at + length :].any()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_many_copies_in_threads(threads: int) -> None:
+    """However long they are: shorter and longer than a thread's share, with nothing among them."""
+    lengths = [0, 5, 4 << 20, 0, 0, 1, (9 << 20) + 3, *range(300), (4 << 20) - 1, 0]
+    sources = [np.random.default_rng(at).integers(1, 256, length, np.uint8) for at, length in enumerate(lengths)]
+    targets = [np.zeros(length, np.uint8) for length in lengths]
+    _core.copy(zip(targets, sources, strict=True), threads=threads)
+    assert all(map(np.array_equal, targets, sources))
+    _core.copy([], threads=threads)
+
+
 def test_copy_wants_as_many_bytes_and_memory_to_write_to() -> None:
     with pytest.raises(ValueError, match="as many bytes"):
-        _core.copy(bytearray(3), b"abcd")
+        _core.copy([(bytearray(3), b"abcd")])
     with pytest.raises(BufferError):
-        _core.copy(b"abc", b"abc")
+        _core.copy([(b"abc", b"abc")])
     with pytest.raises(TypeError):
-        _core.copy(bytearray(3), 3)  # type: ignore[arg-type]
+        _core.copy([(bytearray(3), 3)])  # type: ignore[list-item]
+    held = bytearray(3)
+    with pytest.raises(BufferError):
+        _core.copy([(held, b"abc"), (b"abc", b"abc")])
+    held.clear()  # nobody holds it
 
 
 def test_read_at_the_end_of_all_numbers(folder: Folder) -> None:
@@ -794,6 +809,73 @@ def test_failing_calls_leak_nothing(folder: Folder) -> None:
         _core.scan(folder.fd, ["tensor", "half", "good", "..", ""], map=True)
     assert open_files() == before
     assert maps_of(folder.path) == 0
+
+
+WITHOUT_MEMORY = """
+import itertools, json, os, sys, _testcapi
+from fastckpt import _core
+from fastckpt.dtypes import BY_NAME, BY_NUMBER
+from fastckpt.meta import Meta, format_meta
+
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+numbers = itertools.count()
+meta = format_meta(Meta((2, 3), BY_NAME["float32"], 0, 1))
+table = json.dumps([[f"t{at}", meta.decode(), 24, None] for at in range(20)], separators=(",", ":")).encode() + b"\\n"
+
+
+def read_some():
+    rooms = [bytearray(3) for _ in range(20)]
+    _core.read_parts(fd, [(f"t{at}/out", 0, room, 3, 0) for at, room in enumerate(rooms)])
+
+
+def write_some():
+    name = next(numbers)
+    _core.write_tensors(fd, [(f"{name}.{at}", b"abc", meta) for at in range(20)])
+
+
+CALLS = [
+    read_some,
+    write_some,
+    lambda: _core.scan(fd, [f"t{at}" for at in range(20)]),
+    lambda: _core.scan(fd, [f"t{at}" for at in range(20)], map=True),
+    lambda: _core.map_files(fd, [f"t{at}/out" for at in range(20)], [3] * 20),
+    lambda: _core.allocate([5000] * 20),
+    lambda: _core.copy([(bytearray(3), b"abc") for _ in range(20)]),
+    lambda: _core.parse_meta(meta),
+    lambda: _core.parse_table(table, Meta, BY_NUMBER),
+]
+assert all(call() is not None for call in CALLS[2:6] + CALLS[7:])
+refused = 0
+for call in CALLS:
+    left = 3
+    for at in range(1, 100_000):
+        _testcapi.set_nomemory(at, at + 1)
+        try:
+            call()
+            fine = True
+        except MemoryError:
+            fine = False
+        _testcapi.remove_mem_hooks()
+        refused += not fine
+        left -= fine  # some requests can be done without
+        if left < 0:
+            break
+    else:
+        sys.exit("it never ended")
+print(refused)
+"""
+
+
+@pytest.mark.no_asan  # it has a memory of its own
+def test_no_call_harms_the_process_when_memory_is_refused(folder: Folder) -> None:
+    """Every request of Python's once. Found: a list that could not grow let go twice of what it was to take."""
+    pytest.importorskip("_testcapi")
+    for at in range(20):
+        folder.tensor(f"t{at}", b"meta", b"abc")
+    command = [sys.executable, "-c", WITHOUT_MEMORY, str(folder.path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 300
 
 
 def calls_that_take_a_while(folder: Folder) -> dict[str, Callable[[], Any]]:
