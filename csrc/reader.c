@@ -170,8 +170,9 @@ static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *fol
     struct fc_error ignored;
     bool huge = size >= FC_HUGE_PAGE && (run->cold == FC_COLD_HUGE || run->cold == FC_COLD_ADVISE);
     bool cold = !huge && (run->cold == FC_COLD_LEAVE || run->cold == FC_COLD_ADVISE) && !fc_is_resident(fd, size);
-    if (cold && run->cold == FC_COLD_LEAVE)
+    if ((cold && run->cold == FC_COLD_LEAVE) || run->maps == 0)
         return 0;
+    run->maps--;
     if (fc_map_open(fd, size, &folder->address, err) < 0)
         return -1;
     if (huge)

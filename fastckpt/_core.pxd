@@ -88,6 +88,7 @@ cdef extern from "reader.h" nogil:
         fc_what what
         fc_cold cold
         fc_folder *folders
+        size_t maps
         size_t count
 
     int fc_make_block(size_t size, fc_block **block, void **address, fc_error *err)

@@ -79,7 +79,13 @@ def syncfs(fd: int, path: str | bytes | None = None) -> None: ...
 def renameat2(olddirfd: int, old: str | bytes, newdirfd: int, new: str | bytes, flags: int) -> None: ...
 @overload
 def scan(
-    dirfd: int, folders: Sequence[str | bytes], *, map: Literal[False] = False, metas: bool = True, threads: int = 1
+    dirfd: int,
+    folders: Sequence[str | bytes],
+    *,
+    map: Literal[False] = False,
+    metas: bool = True,
+    threads: int = 1,
+    most: int = -1,
 ) -> list[tuple[bytes | int, int]]: ...
 @overload
 def scan(
@@ -90,6 +96,7 @@ def scan(
     cold: int = 0,
     metas: bool = True,
     threads: int = 1,
+    most: int = -1,
 ) -> list[tuple[bytes | int, int | Mapping]]: ...
 def map_files(dirfd: int, paths: Sequence[str | bytes], sizes: Sequence[int], *, advice: int = 0) -> list[Mapping]: ...
 def read_into(

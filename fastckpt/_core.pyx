@@ -389,13 +389,15 @@ cdef object _take_out(const fc_folder *folder, Mapping mapping):
 
 
 cdef size_t _plan_runs(
-    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, fc_cold cold, bint metas, size_t width
+    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, fc_cold cold, bint metas, size_t width,
+    size_t most
 ) noexcept nogil:
     """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
     cdef size_t at = 0, filled = 0
     while at < count:
         runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
         runs[filled].count = min(width, count - at)
+        runs[filled].maps = most * runs[filled].count // count
         runs[filled].what, runs[filled].cold = blobs, cold
         if metas and blobs == FC_BLOBS:
             runs[filled + 1] = runs[filled]
@@ -406,7 +408,9 @@ cdef size_t _plan_runs(
     return filled
 
 
-def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, size_t threads=1):
+def scan(
+    int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, size_t threads=1, Py_ssize_t most=-1
+):
     """Read the ``meta`` and ask for the size of the ``out`` of many folders.
 
     Parameters
@@ -425,6 +429,9 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
         False: leave the metas alone; theirs is then 0.
     threads : int
         How many share the folders, at most; the caller's is one of them.
+    most : int
+        How many blobs may be mapped, about; of those that are not small, the others give their size only. Negative:
+        all.
 
     Returns
     -------
@@ -433,7 +440,8 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
         or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
     """
     cdef list names = _encode_all(list(folders))
-    cdef size_t count = <size_t>len(names), i
+    cdef size_t count = <size_t>len(names), i, planned
+    cdef size_t maps = count if most < 0 else min(<size_t>most, count)
     cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
     cdef size_t width = (count + share - 1) // share
     cdef _Room room = _Room(count, sizeof(fc_folder)), table = _Room(2 * share, sizeof(fc_run))
@@ -446,7 +454,8 @@ def scan(int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas
         found[i].name = PyBytes_AS_STRING(names[i])
         found[i].meta_size, found[i].meta_block = 0, NULL
     with nogil:
-        fc_scan_folders(runs, _plan_runs(runs, dirfd, found, count, blobs, <fc_cold>cold, metas, width), threads)
+        planned = _plan_runs(runs, dirfd, found, count, blobs, <fc_cold>cold, metas, width, maps)
+        fc_scan_folders(runs, planned, threads)
     if map:
         for i in range(count):
             _own_out(mappings[i], found + i)

@@ -235,10 +235,11 @@ class Contents:
         except FormatError as problem:
             self.notes.append(f"{problem}; the folders were read instead")
             return None
-        if metas.keys() != set(folders):
+        if len(metas) != len(folders) or not all(map(metas.__contains__, folders)):
             return None
         self.blobs.update(copies)
-        self._unsized = {f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}
+        if len(copies) < len(metas):
+            self._unsized = {f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}
         if look != "none":
             self._folders.check(self._unsized, look)
             self._unsized = {}

@@ -48,6 +48,8 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: 
     for count in counts:
         if len(metas) > count:
             raise CorruptError(f"{path}: {len(metas)} tensor folders, wants {count}; move the extra ones away")
+        if all(meta.place == at for at, meta in enumerate(metas.values())) and len(metas) == count:
+            continue
         places = {meta.place for meta in metas.values()}
         if len(metas) == count and places == set(range(count)):
             continue
@@ -83,11 +85,11 @@ def entries_of(
     ordered = all(meta.place == at for at, meta in enumerate(metas.values()))
     for folder, meta in metas.items() if ordered else sorted(metas.items(), key=_place):
         key = folder if meta.name is None else meta.name
-        if key in entries:
-            twice = CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {entries[key].folder!r} too")
+        entry = Entry(key, folder, meta, folder)
+        other = entries.setdefault(key, entry)
+        if other is not entry:
+            twice = CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {other.folder!r} too")
             refuse(folder, twice)
-        else:
-            entries[key] = Entry(key, folder, meta, folder)
     for entry in [entry for entry in entries.values() if entry.meta.same_as is not None]:
         twin = entries.get(str(entry.meta.same_as))
         if twin is None or twin.meta.same_as is not None or twin.meta[:2] != entry.meta[:2]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastckpt import _core, parallel
 from fastckpt.choosing import Mode, better_mapped, look_for
-from fastckpt.contents import Contents, Entry
+from fastckpt.contents import MAP_LIMIT, Contents, Entry
 from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.errors import CorruptError
 from fastckpt.filesystems import filesystem_of
@@ -85,6 +85,9 @@ def fetch(
     if allocate is not None:
         _move(contents, [entry.blob for entry in entries], allocate)
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}
+    found = [contents.blobs.get(entry.blob) for entry in entries]
+    if allocate is None and not verify and None not in found:
+        return found
     missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
     inside = {blob: missing.pop(blob) for blob in list(missing) if blob in contents.parts}
     _read(contents, inside, "read", threads, {}, allocate)
@@ -94,7 +97,10 @@ def fetch(
             contents.look_at(missing, look)
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
     if mode == "mmap" or (
-        mode == "auto" and allocate is None and missing and better_mapped(contents.fd, sum(missing.values()))
+        mode == "auto"
+        and allocate is None
+        and 0 < len(missing) <= MAP_LIMIT
+        and better_mapped(contents.fd, sum(missing.values()))
     ):
         contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.folder), strict=True))
         missing = {}

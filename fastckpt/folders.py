@@ -197,8 +197,9 @@ class Folders:
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[bytes | int, int | _core.Mapping]]:
         threads = min(self._readers(folders), -(-len(folders) // _WORTH_A_THREAD))
-        maps = look != "none" and len(folders) <= MAP_LIMIT
-        return _core.scan(self.fd, folders, map=maps, cold=_COLD.get(look, 0), metas=metas, threads=threads)
+        maps = len(folders) <= MAP_LIMIT if look == "all" else look != "none"
+        cold = _COLD.get(look, 0)
+        return _core.scan(self.fd, folders, map=maps, cold=cold, metas=metas, threads=threads, most=MAP_LIMIT)
 
     def _readers(self, folders: Sequence[str]) -> int:
         """How many threads: where files must come from the disk, each waits for its own."""

@@ -170,11 +170,13 @@ class Maker:
     def all(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> dict[str, Any]:
         """Make the tensors of a flat object, by key."""
         tensors: dict[str, Any] = {}
-        first: dict[str, Any] = {}  # by blob
+        tied: dict[str, Any] = {entry.blob: None for entry in entries if entry.blob is not entry.folder}
         for entry, buffer in zip(entries, buffers, strict=True):
-            made = first.get(entry.blob)
+            made = tied.get(entry.blob) if tied else None
             if made is None:
-                made = first[entry.blob] = self._make(self._default, entry, buffer)
+                made = self._make(self._default, entry, buffer)
+                if entry.blob in tied:
+                    tied[entry.blob] = made
             tensors[entry.key] = made
         return tensors
 

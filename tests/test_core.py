@@ -772,6 +772,19 @@ def test_more_than_one_call_can_move(folder: Folder) -> None:
     assert np.count_nonzero(found) == np.count_nonzero(found[GIB - 2 : GIB + 2]) + np.count_nonzero(found[-2:]) == 6
 
 
+def test_scan_maps_no_more_than_it_may(folder: Folder) -> None:
+    for at in range(40):
+        folder.tensor(f"{at:02}", b"meta", bytes(20_000 if at % 2 else 5))
+    names = [f"{at:02}" for at in range(40)]
+    for most, threads in itertools.product((0, 1, 7, 40, -1), (1, 3)):
+        found = _core.scan(folder.fd, names, map=True, threads=threads, most=most)
+        assert [len(out) for _, out in found[::2] if isinstance(out, _core.Mapping)] == [5] * 20, "small ones are read"
+        mapped = [out for _, out in found[1::2] if isinstance(out, _core.Mapping)]
+        assert len(mapped) <= (most if most >= 0 else 20)
+        assert len(mapped) >= (20 if most in (40, -1) else most // 2 - threads)
+        assert all(out == 20_000 for _, out in found[1::2] if isinstance(out, int))
+
+
 # --- all of them
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import mmap
 import os
@@ -509,7 +510,7 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
 @pytest.fixture
 def few_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a process could have two maps at once."""
-    for module in ("contents", "lazy"):
+    for module in ("folders", "fetching", "lazy"):
         monkeypatch.setattr(f"fastckpt.{module}.MAP_LIMIT", 2)
 
 
@@ -527,6 +528,22 @@ def test_more_tensors_than_a_process_can_map(path: Path, weights: dict[str, torc
     descriptors = len(os.listdir("/proc/self/fd"))
     del snapshot
     assert len(os.listdir("/proc/self/fd")) == descriptors - 1
+
+
+@pytest.mark.usefixtures("few_maps")
+@pytest.mark.parametrize("index", [False, True])
+def test_no_load_maps_more_than_it_may(tmp_path: Path, index: bool) -> None:
+    """Also not one that finds files cold for the second time, which are worth a map then."""
+    state = {f"{at}": torch.full((3000 if at % 3 else 9000,), float(at)) for at in range(20)}
+    fastckpt.save(state, tmp_path / "s", index=index)
+    for _ in range(4):
+        for at in state:
+            evict(tmp_path / "s" / at / "out")
+        loaded = fastckpt.load(tmp_path / "s")
+        assert_equal(loaded, state)
+        assert Path("/proc/self/maps").read_text().count(f"{tmp_path}/s/") <= 3, "two blobs, and the index"
+        del loaded
+        gc.collect()
 
 
 def test_files_that_changed_since_they_were_looked_at(path: Path) -> None:
