@@ -149,7 +149,7 @@ class _Run:
     def _prepared(self, item: WriteItem) -> tuple[str, Any, bytes]:
         """Give folder, `out` and `meta`; a tensor that its framework has to gather is copied."""
         whole = item.codec.whole(item.value)
-        out = memoryview(b"".join(item.pieces()) if whole is None else whole)
+        out = memoryview(b"".join(map(bytes, item.pieces())) if whole is None else whole)
         self.save.stage.check_written(item.folder, item.blob.nbytes, out.nbytes)
         digest = self.save.digests[item.folder] = digest_text(crc32(out)) if self.save.way.digest else None
         return item.folder, out, item.text(digest)
