@@ -17,7 +17,7 @@ from fastckpt.bench.measuring import measured
 
 __all__ = ["beside_training"]
 
-_SIDE = 64  # of the matrices: too small for torch to share one product among threads
+_SIDE = 32  # of the matrices: too small to share a product among threads, which idle processors would do slowly
 _PRODUCTS = 4  # a step
 _ALONE = 0.25  # seconds, before the save and again after it
 
