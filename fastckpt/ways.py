@@ -13,7 +13,8 @@ from fastckpt.memory import unwritten
 __all__ = ["Way", "way_for"]
 
 _WRITERS = 12  # threads: most of their time is waiting for the device
-_OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for
+_OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for,
+_EACH = 1 << 20  # and so many more for each tensor: what a device writes while its two files and its folder are synced
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Way:
     digest: bool
 
 
-def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way:
+def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensors: int = 0) -> Way:
     """Choose by what the file system is, and by how much others have yet to write to it.
 
     Parameters
@@ -52,6 +53,8 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way
         How many the caller wants.
     durable, digest : bool
         As for ``save``.
+    tensors : int
+        How many will be written.
     """
     system = filesystem_of(fd)
     direct = durable and not (system.remote or system.in_memory)
@@ -59,16 +62,18 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool) -> Way
     return Way(
         threads=threads or (_WRITERS if durable else min(_WRITERS, busy)),
         direct=direct,
-        sync=durable and not _can_sync_whole(system),
+        sync=durable and not _can_sync_whole(system, tensors),
         writeback=durable,
         digest=digest,
     )
 
 
-def _can_sync_whole(system: FileSystem) -> bool:
+def _can_sync_whole(system: FileSystem, tensors: int) -> bool:
     """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
     does nothing on some remote file systems, and waits for what all other programs have written there."""
-    return kernel() >= (5, 8) and not system.remote and unwritten() < _OTHERS and _has_syncfs()
+    if kernel() < (5, 8) or system.remote:
+        return False
+    return unwritten() < _OTHERS + tensors * _EACH and _has_syncfs()
 
 
 def _has_syncfs() -> bool:

@@ -223,7 +223,7 @@ def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool 
     """Let `fastckpt.save` work in that way from now on. `for_good`: the kernel may be asked to refuse."""
     if not way.startswith("threads"):
         patch(ways, "_WRITERS", 1)
-    patch(ways, "_can_sync_whole", lambda system: way.endswith("syncfs"))
+    patch(ways, "_can_sync_whole", lambda *_: way.endswith("syncfs"))
     if "direct" in way:
         patch(ways, "filesystem_of", lambda fd: FileSystem("one that takes O_DIRECT"))
     if "direct" in way or way == "lax":

@@ -174,6 +174,7 @@ def test_small_tensors_are_many_to_a_call_in_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """What is read one after the other shall lie so on the disk; and no run is larger than what is no longer small."""
+    monkeypatch.setattr(ways, "unwritten", lambda: 0)
     real, runs = _core.write_tensors, []
 
     def spy(fd: int, tensors: Any, writeback: bool) -> None:
@@ -263,7 +264,7 @@ def test_what_is_not_to_be_durable_is_not_synced(tmp_path: Path, monkeypatch: py
     """Nothing is asked of the device, also where there is an old snapshot to be deleted."""
     if not seccomp.NUMBERS:
         pytest.skip("no seccomp here")
-    monkeypatch.setattr(ways, "_can_sync_whole", lambda system: call == "syncfs")
+    monkeypatch.setattr(ways, "_can_sync_whole", lambda *_: call == "syncfs")
     path, saved = tmp_path / "s", everything()
     for _ in range(2):
         refusing(call, errno.EIO, lambda: fastckpt.save(saved, path, durable=False))
@@ -304,6 +305,13 @@ def test_the_way_fits_the_file_system(
     assert {field: getattr(way, field) for field in wanted} == wanted
     assert way.threads >= 1
     assert ways.way_for(0, 3, durable=durable, digest=True).threads == 3
+
+
+def test_many_tensors_rather_wait_for_others_than_be_synced_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
+    monkeypatch.setattr(ways, "unwritten", lambda: 1 << 30)
+    sync = {n: ways.way_for(0, None, durable=True, digest=True, tensors=n).sync for n in (0, 100, 20_000)}
+    assert sync == {0: True, 100: True, 20_000: False}
 
 
 def test_what_is_to_be_written_by_others_is_known() -> None:

@@ -150,7 +150,7 @@ def _save_for_ever(there: Path, standing: int, say: int, mutant: str) -> None:
         writing.PART = writing._LARGE = 8192
         for number in range(standing + 1, standing + 1000):
             way = bool(number % 2) and not mutant
-            ways._can_sync_whole = lambda system, way=way: way
+            ways._can_sync_whole = lambda *_, way=way: way
             os.write(say, _BY_NUMBER.pack(b"b", number))
             fastckpt.save(version(number), there / "s")
             os.write(say, _BY_NUMBER.pack(b"a", number))
