@@ -48,7 +48,7 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: 
     for count in counts:
         if len(metas) > count:
             raise CorruptError(f"{path}: {len(metas)} tensor folders, wants {count}; move the extra ones away")
-        if all(meta.place == at for at, meta in enumerate(metas.values())) and len(metas) == count:
+        if len(metas) == count and _is_in_order(metas):
             continue
         places = {meta.place for meta in metas.values()}
         if len(metas) == count and places == set(range(count)):
@@ -60,6 +60,11 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: 
                 f"{path}: {count - len(places)} of {count} tensor folders are missing (the first at place {first}); "
                 "restore them from a copy, or load an earlier snapshot"
             )
+
+
+def _is_in_order(metas: dict[str, Meta]) -> bool:
+    """Tell whether they stand at their places, none missing before the last, as an index has them."""
+    return all(meta.place == at for at, meta in enumerate(metas.values()))
 
 
 def _raise(_folder: str, problem: CorruptError) -> None:
@@ -82,8 +87,7 @@ def entries_of(
         that folder is left out.
     """
     entries: dict[str, Entry] = {}
-    ordered = all(meta.place == at for at, meta in enumerate(metas.values()))
-    for folder, meta in metas.items() if ordered else sorted(metas.items(), key=_place):
+    for folder, meta in metas.items() if _is_in_order(metas) else sorted(metas.items(), key=_place):
         key = folder if meta.name is None else meta.name
         entry = Entry(key, folder, meta, folder)
         other = entries.setdefault(key, entry)

@@ -88,7 +88,7 @@ def fetch(
     found = [contents.blobs.get(entry.blob) for entry in entries]
     if allocate is None and not verify and None not in found:
         return found
-    missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
+    missing = {entry.blob: entry.meta.nbytes for entry, blob in zip(entries, found, strict=True) if blob is None}
     inside = {blob: missing.pop(blob) for blob in list(missing) if blob in contents.parts}
     _read(contents, inside, "read", threads, {}, allocate)
     if missing and allocate is None and not contents.looked:  # not all tensors are wanted

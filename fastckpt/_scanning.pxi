@@ -1,0 +1,99 @@
+# Part of _core.pyx: the folders of a snapshot, looked into in threads.
+
+cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
+    mapping.block = folder.blob_block
+    if folder.address != NULL and folder.out_size > 0:
+        mapping.address = folder.address
+        mapping.size = <size_t>folder.out_size
+
+
+cdef object _take_meta(fc_folder *folder):
+    if folder.meta_size < 0 or folder.meta_block == NULL:
+        return folder.meta_size
+    return PyBytes_FromStringAndSize(folder.meta, folder.meta_size)
+
+
+cdef object _take_out(const fc_folder *folder, Mapping mapping):
+    if mapping is None or min(folder.out_size, folder.meta_size) < 0 or mapping.size != <size_t>folder.out_size:
+        return folder.out_size
+    return mapping
+
+
+cdef size_t _plan_runs(
+    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, fc_cold cold, bint metas, size_t width,
+    size_t most
+) noexcept nogil:
+    """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
+    cdef size_t at = 0, filled = 0
+    while at < count:
+        runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
+        runs[filled].count = min(width, count - at)
+        runs[filled].maps = most * runs[filled].count // count
+        runs[filled].what, runs[filled].cold = blobs, cold
+        if metas and blobs == FC_BLOBS:
+            runs[filled + 1] = runs[filled]
+            runs[filled + 1].what = FC_METAS
+            filled += 1
+        filled += 1
+        at += width
+    return filled
+
+
+def scan(
+    int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, size_t threads=1, Py_ssize_t most=-1
+):
+    """Read the ``meta`` and ask for the size of the ``out`` of many folders.
+
+    Parameters
+    ----------
+    dirfd : int
+        The snapshot.
+    folders : sequence of str or bytes
+        Names in it.
+    map : bool
+        Also map every ``out`` whose ``meta`` could be read, or read it into shared memory if it is small.
+    cold : int
+        What to do, with `map`, where a blob is neither small nor in the page cache: ``COLD_MAP``, map it as any other;
+        ``COLD_LEAVE``, give its size only; ``COLD_HUGE``, map it so that, if it is large, a touch brings in 2 MiB;
+        ``COLD_ADVISE``, the same, and if it is not large begin to read it now.
+    metas : bool
+        False: leave the metas alone; theirs is then 0.
+    threads : int
+        How many share the folders, at most; the caller's is one of them.
+    most : int
+        How many blobs may be mapped, about; of those that are not small, the others give their size only. Negative:
+        all.
+
+    Returns
+    -------
+    list of (bytes or int, int or Mapping)
+        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its bytes,
+        or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
+    """
+    cdef list names = _encode_all(list(folders))
+    cdef size_t count = <size_t>len(names), i, planned
+    cdef size_t maps = count if most < 0 else min(<size_t>most, count)
+    cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
+    cdef size_t width = (count + share - 1) // share
+    cdef _Room room = _Room(count, sizeof(fc_folder)), table = _Room(2 * share, sizeof(fc_run))
+    cdef fc_folder *found = <fc_folder *>room.data
+    cdef fc_run *runs = <fc_run *>table.data
+    cdef list mappings = _owners(count) if map else [None] * len(names)
+    cdef list results = []
+    cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
+    for i in range(count):
+        found[i].name = PyBytes_AS_STRING(names[i])
+        found[i].meta_size, found[i].meta_block = 0, NULL
+    with nogil:
+        planned = _plan_runs(runs, dirfd, found, count, blobs, <fc_cold>cold, metas, width, maps)
+        fc_scan_folders(runs, planned, threads)
+    if map:
+        for i in range(count):
+            _own_out(mappings[i], found + i)
+    try:
+        for i in range(count):
+            results.append((_take_meta(found + i), _take_out(found + i, mappings[i])))
+        return results
+    finally:
+        for i in range(count):
+            fc_release_block(found[i].meta_block)
