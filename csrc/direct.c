@@ -1,6 +1,7 @@
 /* See direct.h. One descriptor is enough: O_DIRECT is a flag that can be taken back, for the tail and for ever. */
 #include "direct.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "copy.h"
@@ -59,17 +60,40 @@ static int write_buffered(struct fc_blob *blob, const char *data, size_t length,
     return 0;
 }
 
+int fc_open_gate(struct fc_gate *gate, unsigned places, struct fc_error *err)
+{
+    return sem_init(&gate->places, 0, places) < 0 ? fc_fail(err, "gate") : 0;
+}
+
+void fc_close_gate(struct fc_gate *gate)
+{
+    (void)sem_destroy(&gate->places);
+}
+
+static int write_gated(int fd, const char *data, size_t length, off_t offset, struct fc_gate *gate,
+                       struct fc_error *err)
+{
+    int rc;
+    if (gate == NULL)
+        return fc_write_at(fd, data, length, offset, err);
+    while (sem_wait(&gate->places) < 0 && errno == EINTR)
+        ;
+    rc = fc_write_at(fd, data, length, offset, err);
+    (void)sem_post(&gate->places);
+    return rc;
+}
+
 static int write_direct(struct fc_blob *blob, const char *data, size_t length, off_t offset, char *bounce, size_t room,
-                        struct fc_error *err)
+                        struct fc_gate *gate, struct fc_error *err)
 {
     if ((size_t)data % blob->memory_align == 0)
-        return fc_write_at(blob->fd, data, length, offset, err);
+        return write_gated(blob->fd, data, length, offset, gate, err);
     if (bounce == NULL)
         return fc_fail_with(err, "alignment", EINVAL);
     while (length > 0) {
         size_t part = length < room ? length : room;
         fc_copy(bounce, data, part);
-        if (fc_write_at(blob->fd, bounce, part, offset, err) < 0)
+        if (write_gated(blob->fd, bounce, part, offset, gate, err) < 0)
             return -1;
         data += part;
         offset += (off_t)part;
@@ -79,7 +103,7 @@ static int write_direct(struct fc_blob *blob, const char *data, size_t length, o
 }
 
 int fc_write_part(struct fc_blob *blob, const void *data, size_t length, off_t offset, void *bounce, size_t room,
-                  struct fc_error *err)
+                  struct fc_gate *gate, struct fc_error *err)
 {
     size_t body = round_down(length);
     if (offset % FC_DIRECT_ALIGN != 0 || (body < length && offset + (off_t)length != blob->size))
@@ -87,7 +111,7 @@ int fc_write_part(struct fc_blob *blob, const void *data, size_t length, off_t o
     /* Kept even where the part goes through the page cache: others may still be writing past it. */
     memcpy(blob->tail, (const char *)data + body, length - body);
     if (fc_is_direct(blob)) {
-        if (write_direct(blob, data, body, offset, bounce, room, err) == 0)
+        if (write_direct(blob, data, body, offset, bounce, room, gate, err) == 0)
             return 0;
         if (!is_refusal(err))
             return -1;

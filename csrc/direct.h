@@ -9,6 +9,7 @@
 #ifndef FC_DIRECT_H
 #define FC_DIRECT_H
 
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -29,6 +30,18 @@ struct fc_blob {
 };
 
 /*
+ * How many parts are on their way to the device at a time. Who waits here has its bytes where they can be written from: a
+ * device that tells of all that it has done in one go, as virtio's do, would be idle until the first of the next is copied.
+ */
+struct fc_gate {
+    sem_t places;
+};
+
+int fc_open_gate(struct fc_gate *gate, unsigned places, struct fc_error *err);
+
+void fc_close_gate(struct fc_gate *gate);
+
+/*
  * Create `path`, which must not exist (EEXIST), with the space for `size` bytes (ENOSPC now, and not after minutes), and
  * with that size. `direct`: past the page cache if that can be. `writeback`: the
  * device begins at once with what goes through it.
@@ -43,10 +56,11 @@ bool fc_is_direct(struct fc_blob *blob);
  * Write one part. Any thread may, for parts that do not overlap. `offset` is a multiple of FC_DIRECT_ALIGN, and so is
  * `length` unless the part ends the file. `bounce`: `room` bytes of the caller's thread, both multiples of
  * FC_DIRECT_ALIGN, which data that is not aligned goes through; NULL if it is known to be aligned, or it is written
- * buffered. After an error an unknown part of it is in the file.
+ * buffered. `gate`: what goes past the page cache waits for a place there; NULL: for none. After an error an unknown
+ * part of it is in the file.
  */
 int fc_write_part(struct fc_blob *blob, const void *data, size_t length, off_t offset, void *bounce, size_t room,
-                  struct fc_error *err);
+                  struct fc_gate *gate, struct fc_error *err);
 
 /*
  * When all parts are written, and nobody writes any more: check the size, with `sync` make the content durable, and

@@ -45,6 +45,11 @@ cdef extern from "writer.h" nogil:
 cdef extern from "direct.h" nogil:
     size_t FC_DIRECT_ALIGN
 
+    struct fc_gate:
+        pass
+    int fc_open_gate(fc_gate *gate, unsigned places, fc_error *err)
+    void fc_close_gate(fc_gate *gate)
+
     struct fc_blob:
         int fd
         off_t size
@@ -53,7 +58,7 @@ cdef extern from "direct.h" nogil:
                        fc_error *err)
     bint fc_is_direct(fc_blob *blob)
     int fc_write_part(fc_blob *blob, const void *data, size_t length, off_t offset, void *bounce, size_t room,
-                      fc_error *err)
+                      fc_gate *gate, fc_error *err)
     int fc_finish_blob(fc_blob *blob, bint sync, fc_error *err)
     void fc_abandon_blob(fc_blob *blob)
 

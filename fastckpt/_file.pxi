@@ -1,6 +1,32 @@
 # Part of _core.pyx: a large file that several threads write, and memory for what is read.
 
 @cython.final
+cdef class Gate:
+    """Lets a few parts at a time go to the device; the next ones are made ready meanwhile.
+
+    Parameters
+    ----------
+    places : int
+        How many: those of all files together that are written with it.
+    """
+
+    cdef fc_gate gate
+    cdef bint opened
+
+    def __cinit__(self, unsigned int places):
+        cdef fc_error err
+        if places == 0:
+            raise ValueError("a gate without places: nobody would ever pass")
+        if fc_open_gate(&self.gate, places, &err) < 0:
+            _fail(&err, None)
+        self.opened = True
+
+    def __dealloc__(self):
+        if self.opened:
+            fc_close_gate(&self.gate)
+
+
+@cython.final
 cdef class File:
     """A new file of known size, written in parts by any threads, past the page cache where that can be.
 
@@ -53,7 +79,7 @@ cdef class File:
     def direct(self):
         return fc_is_direct(&self.blob)
 
-    def write(self, piece, off_t offset, Mapping bounce=None):
+    def write(self, piece, off_t offset, Mapping bounce=None, Gate gate=None):
         """Write one part.
 
         Parameters
@@ -64,11 +90,14 @@ cdef class File:
             Where it goes, a multiple of ``DIRECT_ALIGN``.
         bounce : Mapping, optional
             Memory that pieces which are not aligned are copied through, for this thread alone.
+        gate : Gate, optional
+            What goes past the page cache waits for a place there, when it is ready to be written.
         """
         cdef Py_buffer view
         cdef fc_error err
         cdef void *room = NULL
         cdef size_t length = 0
+        cdef fc_gate *passed = NULL if gate is None else &gate.gate
         cdef int rc
         if bounce is not None:
             room, length = bounce.address, bounce.size - bounce.size % FC_DIRECT_ALIGN
@@ -80,7 +109,7 @@ cdef class File:
             PyBuffer_Release(&view)
             raise ValueError(f"{piece!r:.80} at {offset} does not lie within {self.blob.size} bytes")
         with nogil:
-            rc = fc_write_part(&self.blob, view.buf, <size_t>view.len, offset, room, length, &err)
+            rc = fc_write_part(&self.blob, view.buf, <size_t>view.len, offset, room, length, passed, &err)
         PyBuffer_Release(&view)
         if rc < 0:
             _fail(&err, self.path)

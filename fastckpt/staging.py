@@ -125,10 +125,12 @@ class Stage:
                 remove_tree(folder, self.fd)  # or the next thread would find a folder, and say that instead
                 raise
 
-    def write_part(self, folder: str, file: _core.File, part: Any, at: int, bounce: _core.Mapping | None) -> None:
-        """Write one part of the file that `create_blob` gave; `bounce` as for its `write`."""
+    def write_part(
+        self, folder: str, file: _core.File, part: Any, at: int, bounce: _core.Mapping | None, gate: _core.Gate
+    ) -> None:
+        """Write one part of the file that `create_blob` gave; `bounce` and `gate` as for its `write`."""
         with self._not_over(), named(os.path.join(self.path, folder, OUT)):
-            file.write(part, at, bounce)
+            file.write(part, at, bounce, gate)
 
     def finish_blob(self, folder: str, file: _core.File, meta: bytes, *, sync: bool) -> None:
         """When all of the file is written: close it, and write its `meta`."""

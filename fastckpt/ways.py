@@ -12,7 +12,7 @@ from fastckpt.memory import unwritten
 
 __all__ = ["Way", "way_for"]
 
-_WRITERS = 12  # threads: most of their time is waiting for the device
+_WRITERS = 15  # threads: most of their time is waiting for the device
 _OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for,
 _EACH = 1 << 20  # and so many more for each tensor: what a device writes while its two files and its folder are synced
 

@@ -26,6 +26,7 @@ __all__ = ["PART", "Progress", "write_items"]
 
 PART = 4 << 20  # bytes: a thread's share at a time, and the memory that it copies unaligned ones through
 _LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
+_AHEAD = 5  # of so many threads one has its part ready, and waits until another's is written
 _RUN = 32  # small tensors that one call writes, of together at most _LARGE bytes
 
 Progress = Callable[[int], None]
@@ -53,7 +54,7 @@ def write_items(
     dict of str to (str or None)
         The digest of each, by folder.
     """
-    save = _Save(stage, way, {})
+    save = _Save(stage, way, {}, _core.Gate(way.threads - way.threads // _AHEAD))
     own = [item for item in items if item.twin is None]
     large = sorted((item for item in own if _is_large(item)), key=lambda item: item.blob.nbytes, reverse=True)
     small = _runs([item for item in own if not _is_large(item)], save)
@@ -77,10 +78,11 @@ def write_items(
 class _Save(threading.local):
     """What the jobs of one save share, and the room that each thread has for itself."""
 
-    def __init__(self, stage: Stage, way: Way, digests: dict[str, str | None]) -> None:
+    def __init__(self, stage: Stage, way: Way, digests: dict[str, str | None], gate: _core.Gate) -> None:
         self.stage = stage
         self.way = way
         self.digests = digests
+        self.gate = gate
         self._room: _core.Mapping | None = None
 
     @property
@@ -190,7 +192,7 @@ class _Gathered(_Small):
             end = at + len(part)
             if end > self.nbytes or len(part) < len(self.save.room):  # a room that is not full is the last
                 stage.check_written(folder, self.nbytes, end)
-            stage.write_part(folder, file, part, at, None)
+            stage.write_part(folder, file, part, at, None, self.save.gate)
             at = end
         stage.check_written(folder, self.nbytes, at)
         stage.finish_blob(folder, file, self._text(), sync=way.sync)
@@ -263,7 +265,7 @@ class _Part:
         with large.drawn.part(self.at, self.nbytes) as part:
             crc = crc32(part) if large.save.way.digest else 0
             room = large.save.room if file.direct and not large.drawn.aligned else None
-            large.save.stage.write_part(large.item.folder, file, part, self.at, room)
+            large.save.stage.write_part(large.item.folder, file, part, self.at, room, large.save.gate)
         large.done(self.at, crc, self.nbytes)
 
 

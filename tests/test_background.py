@@ -237,9 +237,9 @@ def test_large_tensors_are_written_from_where_they_were_copied_to(
             self.real = real(*arguments)
             self.direct, self.finish = self.real.direct, self.real.finish
 
-        def write(self, piece: Any, offset: int, room: Any = None) -> None:
+        def write(self, piece: Any, offset: int, room: None, gate: _core.Gate) -> None:
             addresses.append(np.frombuffer(piece, np.uint8).ctypes.data)
-            self.real.write(piece, offset)  # nowhere to move it to
+            self.real.write(piece, offset, room, gate)
 
     real, addresses = _core.File, list[int]()
     monkeypatch.setattr(_core, "File", File)

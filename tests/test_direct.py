@@ -8,6 +8,7 @@ import gc
 import mmap
 import os
 import random
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +206,41 @@ def test_unaligned_memory_without_room_is_buffered(tmp_path: Path, fd: int) -> N
     file.write(data[ALIGN:], ALIGN)
     file.finish()
     assert (tmp_path / "out").read_bytes() == data
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
+def test_whoever_fails_makes_room_at_the_gate(disk: Path, fd: int, aligned: bool) -> None:
+    """And so does whoever succeeds: more threads than places write all parts."""
+    gate, data = _core.Gate(2), noise(2 * MIB, aligned=aligned)
+    file = direct_file(fd, len(data))
+    mine = threading.local()
+
+    def write(at: int) -> None:
+        if not hasattr(mine, "room"):
+            (mine.room,) = _core.allocate([64 << 10])
+        file.write(data[at : at + (64 << 10)], at, None if aligned else mine.room, gate)
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limit[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, match="File too large"):
+                write(MIB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(0, len(data), 64 << 10)))
+    file.finish()
+    assert (disk / "out").read_bytes() == data
+
+
+def test_a_gate_has_places(fd: int) -> None:
+    with pytest.raises(ValueError, match="without places"):
+        _core.Gate(0)
+    with pytest.raises(OSError, match="gate"):
+        _core.Gate(1 << 31)
+    with pytest.raises(TypeError):
+        _core.File(fd, "out", ALIGN).write(bytes(ALIGN), 0, None, threading.Semaphore(1))  # type: ignore[arg-type]
 
 
 def test_room_must_be_aligned_memory(fd: int) -> None:

@@ -443,7 +443,7 @@ def test_a_part_is_not_written_when_the_save_has_ended(parent: Path) -> None:
         file = stage.create_blob("w", 9, direct=False, writeback=False)
         stage.end()
         with pytest.raises(RuntimeError, match="the save has ended"):
-            stage.write_part("w", file, bytes(9), 0, None)
+            stage.write_part("w", file, bytes(9), 0, None, _core.Gate(1))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
