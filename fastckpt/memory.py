@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from contextlib import suppress
 
-__all__ = ["available", "unwritten"]
+__all__ = ["available", "unwritten", "writable"]
 
 _MEMINFO = "/proc/meminfo"
+_VMSTAT = "/proc/vmstat"
 _GROUP = "/sys/fs/cgroup"  # of a container; elsewhere the root has no limit
 
 
@@ -23,11 +26,26 @@ def unwritten() -> int:
     return _meminfo("Dirty:", "Writeback:")
 
 
+def writable() -> int:
+    """Bytes that programs can write to the page cache before the kernel lets them wait for a device; a container has
+    as much of them as of the memory. ``sys.maxsize`` where the kernel does not say.
+
+    That begins in the middle of the kernel's two limits (``dirty_freerun_ceiling`` in mm/page-writeback.c).
+    """
+    limits = mmap.PAGESIZE * _sum_of(_VMSTAT, "nr_dirty_threshold ", "nr_dirty_background_threshold ") // 2
+    free = _meminfo("MemAvailable:")
+    return max(0, limits * available() // free - unwritten()) if limits and free else sys.maxsize
+
+
 def _meminfo(*fields: str) -> int:
-    """Bytes in some fields together; 0 where there is no such file."""
+    return _sum_of(_MEMINFO, *fields) << 10
+
+
+def _sum_of(path: str, *fields: str) -> int:
+    """The numbers of some fields together; 0 where there is no such file."""
     try:
-        with open(_MEMINFO, encoding="ascii") as file:
-            return sum(int(line.split()[1]) << 10 for line in file if line.startswith(fields))
+        with open(path, encoding="ascii") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith(fields))
     except (OSError, ValueError, IndexError):
         return 0
 

@@ -114,6 +114,11 @@ class WritePlan:
             plan.marker({})  # what cannot be said is refused now
         return plan
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, ties counted once."""
+        return sum(item.blob.nbytes for item in self.items if item.twin is None)
+
     def marker(self, digests: Mapping[str, str | None], *, seal: bool = True) -> bytes:
         """Give the text of the marker, for the digests by folder."""
         if not self.index:

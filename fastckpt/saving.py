@@ -110,7 +110,8 @@ def write_plan(
     """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
     with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
         with named(stage.path):
-            way = way_for(stage.fd, threads, durable=durable, digest=digest, tensors=len(plan.items))
+            amount = {"tensors": len(plan.items), "nbytes": plan.nbytes}
+            way = way_for(stage.fd, threads, durable=durable, digest=digest, **amount)
         digests = write_items(plan.items, stage, way, progress)
         marker = itertools.chain([plan.marker(digests, seal=digest)], plan.small_blobs())
         stage.seal(marker, sync_all=durable and not way.sync)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastckpt import _core
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
-from fastckpt.memory import unwritten
+from fastckpt.memory import unwritten, writable
 
-__all__ = ["Way", "way_for"]
+__all__ = ["PageCache", "Way", "way_for"]
 
 _WRITERS = 15  # threads: most of their time is waiting for the device
+_DIRECT = 8  # threads more where the page cache cannot take all without waiting
+_ROOM = 7 / 8  # of what it can take: others write too, and our small files
 _OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for,
 _EACH = 1 << 20  # and so many more for each tensor: what a device writes while its two files and its folder are synced
 
@@ -26,7 +32,11 @@ class Way:
     threads : int
         How many write.
     direct : bool
-        Large blobs pass the page cache.
+        Large blobs pass the page cache, all of them.
+    cached : int
+        Where they do not: how many bytes of them go through it at most. What is beyond that passes it meanwhile.
+    copiers : int
+        How many threads write to it at a time.
     sync : bool
         Every file and folder is made durable by the thread that wrote it; else somebody syncs all of them at the end.
     writeback : bool
@@ -37,12 +47,43 @@ class Way:
 
     threads: int
     direct: bool
+    cached: int
+    copiers: int
     sync: bool
     writeback: bool
     digest: bool
 
 
-def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensors: int = 0) -> Way:
+class PageCache:
+    """Says of large blobs, one by one, whether they go through the page cache, as a save is being written.
+
+    Parameters
+    ----------
+    way : Way
+        Of the save.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self._lock = threading.Lock()
+        self._left = 0 if way.direct else way.cached
+        self._copiers = way.copiers
+
+    @contextmanager
+    def passed(self, nbytes: int) -> Iterator[bool]:
+        """Tell whether a blob passes it, which is written meanwhile."""
+        with self._lock:
+            through = self._copiers > 0 and nbytes <= self._left
+            if through:
+                self._left -= nbytes
+                self._copiers -= 1
+        try:
+            yield not through
+        finally:
+            with self._lock:
+                self._copiers += through
+
+
+def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensors: int = 0, nbytes: int = 0) -> Way:
     """Choose by what the file system is, and by how much others have yet to write to it.
 
     Parameters
@@ -53,15 +94,20 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensor
         How many the caller wants.
     durable, digest : bool
         As for ``save``.
-    tensors : int
-        How many will be written.
+    tensors, nbytes : int
+        How many will be written, and their bytes.
     """
     system = filesystem_of(fd)
-    direct = durable and not (system.remote or system.in_memory)
+    on_disk = not (system.remote or system.in_memory)
     busy = len(os.sched_getaffinity(0))
+    cached = sys.maxsize if durable or not on_disk else int(writable() * _ROOM)
+    more = _DIRECT if nbytes > cached else 0
+    threads = threads or (_WRITERS if durable else min(_WRITERS, busy) + more)
     return Way(
-        threads=threads or (_WRITERS if durable else min(_WRITERS, busy)),
-        direct=direct,
+        threads=threads,
+        direct=durable and on_disk,
+        cached=cached if more else sys.maxsize,
+        copiers=busy if more else threads,
         sync=durable and not _can_sync_whole(system, tensors),
         writeback=durable,
         digest=digest,

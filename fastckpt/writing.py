@@ -20,7 +20,7 @@ from fastckpt.digests import combined, crc32, digest_text
 from fastckpt.plan import WriteItem
 from fastckpt.ring import Drawer, Drawn
 from fastckpt.staging import Stage
-from fastckpt.ways import Way
+from fastckpt.ways import PageCache, Way
 
 __all__ = ["PART", "Progress", "write_items"]
 
@@ -54,7 +54,7 @@ def write_items(
     dict of str to (str or None)
         The digest of each, by folder.
     """
-    save = _Save(stage, way, {}, _core.Gate(way.threads - way.threads // _AHEAD))
+    save = _Save(stage, way, {}, PageCache(way), _core.Gate(way.threads - way.threads // _AHEAD))
     own = [item for item in items if item.twin is None]
     large = sorted((item for item in own if _is_large(item)), key=lambda item: item.blob.nbytes, reverse=True)
     small = _runs([item for item in own if not _is_large(item)], save)
@@ -78,10 +78,13 @@ def write_items(
 class _Save(threading.local):
     """What the jobs of one save share, and the room that each thread has for itself."""
 
-    def __init__(self, stage: Stage, way: Way, digests: dict[str, str | None], gate: _core.Gate) -> None:
+    def __init__(
+        self, stage: Stage, way: Way, digests: dict[str, str | None], cache: PageCache, gate: _core.Gate
+    ) -> None:
         self.stage = stage
         self.way = way
         self.digests = digests
+        self.cache = cache
         self.gate = gate
         self._room: _core.Mapping | None = None
 
@@ -127,7 +130,7 @@ def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
         save.stage.check_written(item.folder, item.blob.nbytes, drawn.nbytes)
         large = _Large(item, save, drawn)
         parts = [_Part(large, at) for at in range(0, item.blob.nbytes, PART)]
-        yield from parts if save.way.direct else [_Parts(parts)]
+        yield from parts if save.way.direct else [_Parts(large, parts)]
 
 
 def _mixed(large: Sequence[_Job], small: Sequence[_Job]) -> list[_Job]:
@@ -186,8 +189,12 @@ class _Gathered(_Small):
     """One large tensor that its framework has to copy: a part at a time, into this thread's memory."""
 
     def __call__(self) -> None:
+        with self.save.cache.passed(self.nbytes) as direct:
+            self._write(direct)
+
+    def _write(self, direct: bool) -> None:
         folder, stage, way, at = self.item.folder, self.save.stage, self.save.way, 0
-        file = stage.create_blob(folder, self.nbytes, direct=way.direct, writeback=way.writeback)
+        file = stage.create_blob(folder, self.nbytes, direct=direct, writeback=way.writeback)
         for part in _packed(self._pieces(), self.save.room):
             end = at + len(part)
             if end > self.nbytes or len(part) < len(self.save.room):  # a room that is not full is the last
@@ -221,6 +228,7 @@ class _Large:
         self.item = item
         self.save = save
         self.drawn = drawn
+        self.direct = save.way.direct
         self._lock = threading.Lock()
         self._file: _core.File | None = None
         self._crcs: dict[int, tuple[int, int]] = {}
@@ -229,9 +237,8 @@ class _Large:
         """Give the file, which the first to ask creates."""
         with self._lock:
             if self._file is None:
-                way = self.save.way
                 self._file = self.save.stage.create_blob(
-                    self.item.folder, self.item.blob.nbytes, direct=way.direct, writeback=way.writeback
+                    self.item.folder, self.item.blob.nbytes, direct=self.direct, writeback=self.save.way.writeback
                 )
             return self._file
 
@@ -272,10 +279,12 @@ class _Part:
 class _Parts:
     """All parts of one large tensor, for one thread: the page cache lets no two write to one file at a time."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
+    def __init__(self, large: _Large, parts: Sequence[_Part]) -> None:
+        self.large = large
         self.parts = parts
         self.nbytes = sum(part.nbytes for part in parts)
 
     def __call__(self) -> None:
-        for part in self.parts:
-            part()
+        with self.large.save.cache.passed(self.nbytes) as self.large.direct:
+            for part in self.parts:
+                part()

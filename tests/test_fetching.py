@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import mmap
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,6 +367,23 @@ def test_available_memory(
     assert memory.unwritten() == 7 << 10
     monkeypatch.setattr(memory, "_MEMINFO", str(tmp_path / "absent"))
     assert memory.unwritten() == 0
+
+
+@pytest.mark.parametrize(("held", "expected"), [("8388608", 550), ("2097152", 175), ("0", 0)])
+def test_what_the_page_cache_takes_without_waiting(
+    held: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of both limits, in a container as much of that as it has of the memory, less what is there already."""
+    (tmp_path / "meminfo").write_text("MemAvailable: 4096 kB\nDirty: 100 kB\nWriteback: 100 kB\n")
+    limits = {"nr_dirty_threshold": 1000 << 10, "nr_dirty_background_threshold": 500 << 10, "nr_dirty": 7}
+    (tmp_path / "vmstat").write_text("".join(f"{name} {size // mmap.PAGESIZE}\n" for name, size in limits.items()))
+    (tmp_path / "memory.max").write_text(held)
+    (tmp_path / "memory.current").write_text("0")
+    for name, value in (("_MEMINFO", "meminfo"), ("_VMSTAT", "vmstat"), ("_GROUP", "")):
+        monkeypatch.setattr(memory, name, str(tmp_path / value))
+    assert memory.writable() == expected << 10
+    monkeypatch.setattr(memory, "_VMSTAT", str(tmp_path / "absent"))
+    assert memory.writable() == sys.maxsize
 
 
 # ---- open(), over a network ----

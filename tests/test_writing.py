@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,54 @@ def test_the_way_fits_the_file_system(
     assert {field: getattr(way, field) for field in wanted} == wanted
     assert way.threads >= 1
     assert ways.way_for(0, 3, durable=durable, digest=True).threads == 3
+
+
+def test_more_than_the_page_cache_takes_passes_it_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "writable", lambda: 800)
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
+    busy = len(os.sched_getaffinity(0))
+    few, many = (ways.way_for(0, None, durable=False, digest=True, nbytes=nbytes) for nbytes in (700, 701))
+    assert (few.direct, few.cached, few.copiers) == (False, sys.maxsize, few.threads)
+    assert (many.direct, many.cached, many.copiers, many.threads) == (False, 700, busy, min(15, busy) + 8)
+    assert ways.way_for(0, 3, durable=False, digest=True, nbytes=701).threads == 3
+    assert ways.way_for(0, None, durable=True, digest=True, nbytes=701).direct
+    for system in (REMOTE, MEMORY):
+        monkeypatch.setattr(ways, "filesystem_of", lambda fd, system=system: system)
+        assert ways.way_for(0, None, durable=False, digest=True, nbytes=701).cached == sys.maxsize
+
+
+def test_the_page_cache_has_room_for_so_much_and_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = ways.way_for(0, 9, durable=False, digest=True)
+    cache = ways.PageCache(replace(way, direct=False, cached=100, copiers=2))
+    with cache.passed(60) as one, cache.passed(41) as no_room, cache.passed(40) as two, cache.passed(0) as no_copier:
+        assert (one, no_room, two, no_copier) == (False, True, False, True)
+    with suppress(KeyError), cache.passed(0) as again:
+        assert not again
+        raise KeyError
+    with cache.passed(0) as one, cache.passed(0) as two, cache.passed(1) as full:
+        assert (one, two, full) == (False, False, True)
+    with ways.PageCache(replace(way, direct=True)).passed(1) as passed:
+        assert passed
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("threads", [None, 1])
+def test_half_past_the_page_cache_is_the_same_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None
+) -> None:
+    real, direct = Stage.create_blob, []
+
+    def spy(self: Stage, folder: str, nbytes: int, **how: bool) -> _core.File:
+        direct.append(how["direct"])
+        return real(self, folder, nbytes, **how)
+
+    fastckpt.save(everything(), tmp_path / "wanted")
+    monkeypatch.setattr(ways, "writable", lambda: 2_000_000)
+    monkeypatch.setattr(Stage, "create_blob", spy)
+    fastckpt.save(everything(), tmp_path / "s", durable=False, threads=threads)
+    assert set(direct) == {True, False}
+    assert blobs(tmp_path / "s") == blobs(tmp_path / "wanted")
+    assert metas(tmp_path / "s") == metas(tmp_path / "wanted")
 
 
 def test_many_tensors_rather_wait_for_others_than_be_synced_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
