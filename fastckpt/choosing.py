@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from fastckpt.contents import Look
+from fastckpt import _core
+from fastckpt.contents import Contents, Entry, Look
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
+from fastckpt.layout import OUT
 from fastckpt.memory import available
 
 __all__ = ["MODES", "Mode", "better_mapped", "forget_loads", "look_for", "look_for_open", "maps_fast"]
+__all__ += ["worth_warming"]
 
 Mode = Literal["auto", "mmap", "read", "direct"]
 MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
 
 _LARGE_FOLIOS = {"xfs": (5, 18), "ext4": (6, 16)}  # since which Linux
 _REMEMBERED = 1000  # snapshots
+
+_HUGE = 2 << 20  # bytes: what can have a huge page
+_WORTH_WARMING = 64 << 20  # bytes
 
 _seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see better_mapped
 _log = logging.getLogger("fastckpt")
@@ -80,6 +87,19 @@ def better_mapped(fd: int, wanted: int) -> bool:
         _seen.clear()
     _seen.add(identity)
     return False
+
+
+def worth_warming(contents: Contents, entries: Sequence[Entry], buffers: Sequence[Any]) -> bool:
+    """Tell whether the buffers of some tensors are worth being brought in by threads before they are touched: if those
+    that can have huge pages are much, and cold by the look of three, and the memory can have twice as much."""
+    large = {entry.blob: len(buffer) for entry, buffer in zip(entries, buffers, strict=True) if len(buffer) >= _HUGE}
+    total = sum(large.values())
+    if total < _WORTH_WARMING:
+        return False
+    blobs = list(large)
+    samples = {blobs[0], blobs[len(blobs) // 2], max(large, key=large.__getitem__)}
+    cold = [blob for blob in samples if not _core.is_resident(contents.fd, f"{blob}/{OUT}")]
+    return len(cold) * 2 > len(samples) and total < available() // 2
 
 
 def forget_loads() -> None:

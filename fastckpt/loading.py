@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastckpt import tree
-from fastckpt.choosing import MODES, Mode, look_for
+from fastckpt.choosing import MODES, Mode, look_for, worth_warming
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
 from fastckpt.contents import TENSORS, Contents, Entry, Index, reading
 from fastckpt.errors import CorruptError, UnsupportedError
@@ -31,7 +31,7 @@ def load(
     verify: bool = False,
     mode: Mode = "auto",
     mmap: bool | None = None,
-    prefetch: bool = False,
+    prefetch: bool | None = None,
     pin: bool = False,
     threads: int | None = None,
     max_bytes: int | None = None,
@@ -69,8 +69,9 @@ def load(
         what is cut while it is read is an error.
     mmap : bool, optional
         torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
-    prefetch : bool
-        Have what is mapped brought into memory in the background, in the order in which it was saved.
+    prefetch : bool, optional
+        Have what is mapped brought into memory in the background, in the order in which it was saved. By default so
+        with ``auto``, where it is cold, 64 MiB or more, and no more than half of the memory that is available.
     pin : bool
         Have tensors on the CPU in page-locked memory, which a CUDA device copies from by itself. They are read, not
         mapped.
@@ -118,7 +119,7 @@ def load(
             far.fill(contents, lane, mode=way, threads=threads, verify=verify)
             return made
         buffers = fetch(contents, entries, way, threads=threads, verify=verify, allocate=allocate)
-        if prefetch:
+        if prefetch or (prefetch is None and way == "auto" and not pin and worth_warming(contents, entries, buffers)):
             warm(buffers)
         return _assemble(contents, entries, buffers, wanted, make)
 

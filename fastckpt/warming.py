@@ -1,9 +1,10 @@
-"""Maps are brought into memory by a thread in the background, so that who touches them later need not wait."""
+"""Maps are brought into memory by threads in the background, so that who touches them later need not wait."""
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -13,9 +14,10 @@ from fastckpt import _core
 __all__ = ["warm"]
 
 _STEP = 16 << 20  # bytes between two looks whether anybody still has the map
+_THREADS = 2  # each at one file: the kernel reads ahead in it, and its end is not the other's
 
 
-def warm(buffers: Sequence[Any]) -> threading.Thread:
+def warm(buffers: Sequence[Any]) -> list[threading.Thread]:
     """Bring maps into memory, in order, and return at once. What is in memory already costs next to nothing.
 
     Parameters
@@ -25,19 +27,23 @@ def warm(buffers: Sequence[Any]) -> threading.Thread:
 
     Returns
     -------
-    threading.Thread
-        It ends by itself, and with the process.
+    list of threading.Thread
+        They end by themselves, and with the process.
     """
-    maps = [weakref.ref(buffer) for buffer in buffers if isinstance(buffer, _core.Mapping)]
-    thread = threading.Thread(target=_warm, args=(maps,), name="fastckpt-prefetch", daemon=True)
-    thread.start()
-    return thread
+    maps = deque(weakref.ref(buffer) for buffer in buffers if isinstance(buffer, _core.Mapping))
+    threads = [
+        threading.Thread(target=_warm, args=(maps,), name="fastckpt-prefetch", daemon=True) for _ in range(_THREADS)
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
-def _warm(maps: list[weakref.ref[_core.Mapping]]) -> None:
-    for known in maps:
-        at = 0
-        while (mapping := known()) is not None and at < len(mapping):
-            with suppress(OSError):  # a page that cannot be read is for whoever touches it to see
-                mapping.advise(_core.MADV_POPULATE_READ, at, min(_STEP, len(mapping) - at))
-            at += _STEP
+def _warm(maps: deque[weakref.ref[_core.Mapping]]) -> None:
+    with suppress(IndexError):  # all are taken
+        while True:
+            known, at = maps.popleft(), 0
+            while (mapping := known()) is not None and at < len(mapping):
+                with suppress(OSError):  # a page that cannot be read is for whoever touches it to see
+                    mapping.advise(_core.MADV_POPULATE_READ, at, min(_STEP, len(mapping) - at))
+                at += _STEP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import re
 import resource
@@ -23,11 +24,12 @@ pytest.importorskip("rich")
 pytest.importorskip("torch")
 
 import click
+import numpy as np
 import torch
 from click.testing import CliRunner
 
 import fastckpt
-from fastckpt.bench import machine, measuring, rivals, training
+from fastckpt.bench import machine, measuring, rivals, training, worker
 from fastckpt.bench.bars import Row, rows
 from fastckpt.bench.catalogue import LIMIT, RIVALS, takes_part
 from fastckpt.bench.children import Child
@@ -388,11 +390,13 @@ def test_measured_counts_memory_bytes_and_calls(tmp_path: Path) -> None:
     path = tmp_path / "blob"
     path.write_bytes(bytes(1 << 20))
 
-    def work() -> bytearray:
+    def work() -> mmap.mmap:
         with path.open("rb", buffering=0) as file:
             for _ in range(16):
                 file.read(1 << 16)
-        return bytearray(b"x") * (32 << 20)
+        fresh = mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE)  # malloc may have memory left that was counted before
+        fresh[:: mmap.PAGESIZE] = bytes(len(fresh) // mmap.PAGESIZE)
+        return fresh
 
     found, kept = measuring.measured(work)
     assert len(kept) == 32 << 20
@@ -411,6 +415,17 @@ def test_of_many_pairs_of_files_both_kinds_are_asked(tmp_path: Path, monkeypatch
     monkeypatch.setattr(measuring, "files_under", lambda path: pairs)
     assert measuring.resident(tmp_path) == 1.0
     assert asked == {"meta", "out"}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
+def test_a_byte_of_every_page_is_summed(dtype: torch.dtype) -> None:
+    """However many pages there are; and the same for an array."""
+    for length in (8, 4088, 4096, 4104, 65_536, 65_544, 300_008):
+        raw = np.random.default_rng(length).integers(0, 256, length, np.uint8)
+        tensor = torch.from_numpy(raw).view(dtype)
+        expected = int(raw[::4096].sum())
+        assert worker._touched({"x": tensor, "y": tensor.reshape(-1, 1)}) == 2 * expected
+        assert worker._touched({"x": raw, "none": torch.zeros(0)}) == expected
 
 
 def test_touched_memory_was_used_and_is_free_again() -> None:

@@ -19,7 +19,7 @@ import torch
 from pages import evict, maps_of, resident
 
 import fastckpt
-from fastckpt import _core, choosing, fetching, filesystems, memory
+from fastckpt import _core, choosing, fetching, filesystems, loading, memory
 from fastckpt import indexed as indexed_file
 from fastckpt.choosing import MODES
 
@@ -270,6 +270,33 @@ def test_prefetch_brings_maps_into_memory(path: Path) -> None:
         time.sleep(0.01)
     assert resident(out) >= LENGTHS[-1]
     assert same(found, state())
+
+
+def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless that is refused, or is not worth it; what is there already is left alone."""
+    monkeypatch.setattr(loading, "look_for", lambda mode, path: "advise" if mode == "auto" else "huge")
+    warmed: list[Any] = []
+    monkeypatch.setattr(loading, "warm", warmed.extend)
+    for worth, left, options, expected in [
+        (1, 1 << 30, {}, True),
+        (1, 1 << 30, {"keys": [f"of {LENGTHS[-1]}"]}, True),
+        (1, 1 << 30, {"prefetch": False}, False),
+        (1, 1 << 30, {"mode": "mmap"}, False),
+        (1, 1 << 30, {"mode": "mmap", "prefetch": True}, True),
+        (64 << 20, 1 << 30, {}, False),
+        (1, 16 << 20, {}, False),
+    ]:
+        monkeypatch.setattr(choosing, "_WORTH_WARMING", worth)
+        monkeypatch.setattr(choosing, "available", lambda left=left: left)
+        evict_all(path)
+        warmed.clear()
+        fastckpt.load(path, **options)
+        assert bool(warmed) == expected, (worth, left, options)
+    monkeypatch.setattr(choosing, "available", lambda: 1 << 30)
+    read_all(path)
+    warmed.clear()
+    fastckpt.load(path)
+    assert not warmed
 
 
 def test_prefetch_keeps_nothing_alive(path: Path) -> None:
