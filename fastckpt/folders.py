@@ -33,6 +33,7 @@ _COLD = {
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
 _READERS = 16
 _WORTH_A_THREAD = 40  # folders
+_FEW = 400  # blobs: who only maps them waits for whoever else does (mmap_lock), and is faster alone
 _DEPTH = 50  # slashes in a key of others
 _NO_ENTRY = -errno.ENOENT
 _NO_FOLDER = -errno.ENOTDIR
@@ -196,7 +197,7 @@ class Folders:
     def _scan(
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[bytes | int, int | _core.Mapping]]:
-        threads = min(self._readers(folders), -(-len(folders) // _WORTH_A_THREAD))
+        threads = min(self._readers(folders), -(-len(folders) // (_WORTH_A_THREAD if metas else _FEW)))
         maps = len(folders) <= MAP_LIMIT if look == "all" else look != "none"
         cold = _COLD.get(look, 0)
         return _core.scan(self.fd, folders, map=maps, cold=cold, metas=metas, threads=threads, most=MAP_LIMIT)
