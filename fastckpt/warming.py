@@ -31,11 +31,12 @@ def warm(buffers: Sequence[Any]) -> list[threading.Thread]:
         They end by themselves, and with the process.
     """
     maps = deque(weakref.ref(buffer) for buffer in buffers if isinstance(buffer, _core.Mapping))
-    threads = [
-        threading.Thread(target=_warm, args=(maps,), name="fastckpt-prefetch", daemon=True) for _ in range(_THREADS)
-    ]
-    for thread in threads:
-        thread.start()
+    threads: list[threading.Thread] = []
+    with suppress(RuntimeError):  # the system refuses more threads, or the interpreter is about to end: touches will do
+        for _ in range(_THREADS):
+            thread = threading.Thread(target=_warm, args=(maps,), name="fastckpt-prefetch", daemon=True)
+            thread.start()
+            threads.append(thread)
     return threads
 
 

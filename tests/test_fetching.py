@@ -9,6 +9,7 @@ import mmap
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,6 +298,14 @@ def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyP
     warmed.clear()
     fastckpt.load(path)
     assert not warmed
+
+
+def test_prefetch_does_without_threads_that_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert same(fastckpt.load(path, mode="mmap", prefetch=True), state())
 
 
 def test_prefetch_keeps_nothing_alive(path: Path) -> None:
