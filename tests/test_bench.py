@@ -27,6 +27,7 @@ import click
 import numpy as np
 import torch
 from click.testing import CliRunner
+from pages import maps_of
 
 import fastckpt
 from fastckpt.bench import machine, measuring, rivals, training, worker
@@ -489,9 +490,20 @@ def test_the_floor_reads_both_files_of_every_tensor(tmp_path: Path) -> None:
     found = limits.floor(path, 100)
     assert (found["bytes"], found["depth"]) == (100, "16 threads, 14 files")
     assert found["asked"] >= sum(file.stat().st_size for file in path.rglob("*/*"))
+    found = limits.opens(path, 100)
+    assert (found["bytes"], found["depth"]) == (100, f"{len(os.sched_getaffinity(0))} threads, 14 files")
     (path / "t.3" / "out").unlink()
     with pytest.raises(RuntimeError, match="13 files could be read"):
         limits.floor(path, 100)
+
+
+def test_the_floor_maps_what_a_load_maps(tmp_path: Path) -> None:
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    fastckpt.save({"read": torch.ones(4096), "mapped": torch.ones(1 << 20)}, tmp_path / "s")
+    limits = Limits()
+    assert limits.opens(tmp_path / "s", 100)["asked"] < 32 << 10 < 4 << 20 < limits.floor(tmp_path / "s", 100)["asked"]
+    assert maps_of(tmp_path / "s") == 0
 
 
 def test_the_floor_says_that_it_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

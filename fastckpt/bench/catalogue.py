@@ -17,6 +17,7 @@ _GPU = frozenset({"gpu", "gpu_cold"})
 LIMITS = {
     "save_durable": "direct_write",
     "save_async": "memcpy",
+    "load": "opens",
     "cold": "direct_read",
     "into": "memcpy",
     "gpu": "pinned",

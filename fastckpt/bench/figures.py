@@ -36,6 +36,7 @@ _LIMIT_NAMES = {
     "direct_write": "limit: direct write",
     "direct_read": "limit: direct read",
     "memcpy": "limit: memcpy",
+    "opens": "limit: open, read or map alone, in C",
     "pinned": "limit: pinned memcpy",
 }
 

@@ -30,6 +30,7 @@ _MOST = 1024 * _MIB  # bytes copied from memory to memory; what is larger is com
 _DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
 _TRIES = 2  # with each depth, before the first round; the better one counts
 _OPENERS = 16  # threads that open small files
+_READ, _ALL = 16 << 10, 1 << 62  # bytes: what a load reads and does not map; what no file has
 _ALIGNMENT = 4096
 _HUGE = 2 * _MIB  # a huge page
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
@@ -72,12 +73,20 @@ class Limits:
 
     def floor(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Open and read both files of every tensor of a snapshot, in threads of C, and nothing else."""
+        return self._at_floor(path, nbytes, _OPENERS, _ALL)
+
+    def opens(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """The same in as many threads as there are processors; what is larger than a load reads at once is mapped."""
+        return self._at_floor(path, nbytes, len(os.sched_getaffinity(0)), _READ)
+
+    def _at_floor(self, path: Path, nbytes: int, threads: int, most: int) -> dict[str, Any]:
         if self._floor is None:
             self._floor = _built(path.parent / "floor.so")
-        found, files = measured(lambda: self._floor(os.fsencode(path), _OPENERS))
+        found, files = measured(lambda: self._floor.floor_read(os.fsencode(path), threads, most))
+        self._floor.floor_forget()
         if files % 2 or not files:
             raise RuntimeError(f"{files} files could be read: two a tensor were expected")
-        return {**found, "bytes": nbytes, "depth": f"{_OPENERS} threads, {files:,} files"}
+        return {**found, "bytes": nbytes, "depth": f"{threads} threads, {files:,} files"}
 
     def pinned(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
         """Copy pinned memory to a GPU."""
@@ -199,13 +208,15 @@ def _sharing(threads: int, jobs: Iterable[int]) -> Iterator[Callable[[Callable[[
 
 
 def _built(library: Path) -> Any:
-    """Build floor.c; its `floor_read` takes a folder and a number of threads, and gives the number of files read."""
+    """Build floor.c; its `floor_read` takes a folder, a number of threads, and up to how many bytes a file is read and
+    not mapped, and gives the number of files."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise RuntimeError("needs a C compiler (cc, or what CC names)")
     source = Path(__file__).with_name("floor.c")
     command = [compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(library), str(source)]
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603
-    read = ctypes.CDLL(str(library)).floor_read
-    read.argtypes, read.restype = [ctypes.c_char_p, ctypes.c_size_t], ctypes.c_size_t
-    return read
+    floor = ctypes.CDLL(str(library))
+    floor.floor_read.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]
+    floor.floor_read.restype = ctypes.c_size_t
+    return floor

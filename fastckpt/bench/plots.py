@@ -51,6 +51,7 @@ _COUNTS = (("load", "warm load to a dict"), ("save_durable", "durable save"))
 _LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _SIZES = (("save_durable", "durable save"), ("cold", "cold load, all read"), ("touch", "warm load, all touched"))
 _LIMIT_WORDS = {"direct_write": "device: direct write", "direct_read": "device: direct read", "memcpy": "memcpy"}
+_LIMIT_WORDS["opens"] = "files opened alone"
 
 
 def check() -> None:

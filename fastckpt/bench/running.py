@@ -27,6 +27,7 @@ Watch = Callable[[str], None]
 
 _COLD = ("cold", "gpu_cold", "one", "rows")
 _GPU = ("gpu", "gpu_cold")
+_OF_OURS = ("floor", "opens")  # limits that are measured at a snapshot of ours
 _WARM = 0.999  # of the bytes in the page cache
 _PER_TENSOR = 16384  # bytes that a tensor may take beyond its own: blocks of small files, folders
 _PER_NAME = 512  # the same, where all are in one file
@@ -182,9 +183,8 @@ class _Bench:
 
     def _limit_of(self, workload: Workload, op: str) -> str | None:
         """Name the limit that an operation is measured against; many small files have another than the device."""
-        if workload.name == "small" and op == "cold":
-            return "floor" if self._missing.get("fastckpt", "") is None else None
-        return LIMITS.get(op)
+        limit = "floor" if workload.name == "small" and op == "cold" else LIMITS.get(op)
+        return limit if limit not in _OF_OURS or self._missing.get("fastckpt", "") is None else None
 
     def _has_gpu(self, workload: Workload, op: str) -> bool:
         answer = self._ask(LIMIT, workload, "pinned", self._limit_file, 0)
@@ -207,8 +207,8 @@ class _Bench:
         if name == LIMIT:
             limit = self._limit_of(workload, op)
             assert limit is not None
-            path = self._target("fastckpt", workload) if limit == "floor" else self._limit_file
-            before = self._prepared(workload, name, path, True) if limit == "floor" else {}
+            path = self._target("fastckpt", workload) if limit in _OF_OURS else self._limit_file
+            before = self._prepared(workload, "fastckpt", path, limit == "floor") if limit in _OF_OURS else {}
             return {**self._ask(name, workload, limit, path, round_), **before}
         if op in SAVES:
             return self._save(workload, op, name, round_)
