@@ -91,10 +91,10 @@ def better_mapped(fd: int, wanted: int) -> bool:
 
 def worth_warming(contents: Contents, entries: Sequence[Entry], buffers: Sequence[Any]) -> bool:
     """Tell whether the buffers of some tensors are worth being brought in by threads before they are touched: if those
-    that can have huge pages are much, and cold by the look of three, and the memory can have twice as much."""
+    that can have huge pages are much, mapped, and cold by the look of three, and the memory can have twice as much."""
     large = {entry.blob: len(buffer) for entry, buffer in zip(entries, buffers, strict=True) if len(buffer) >= _HUGE}
     total = sum(large.values())
-    if total < _WORTH_WARMING:
+    if total < _WORTH_WARMING or not maps_fast(filesystem_of(contents.fd)):
         return False
     blobs = list(large)
     samples = {blobs[0], blobs[len(blobs) // 2], max(large, key=large.__getitem__)}

@@ -275,7 +275,7 @@ def test_prefetch_brings_maps_into_memory(path: Path) -> None:
 
 def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless that is refused, or is not worth it; what is there already is left alone."""
-    monkeypatch.setattr(loading, "look_for", lambda mode, path: "advise" if mode == "auto" else "huge")
+    monkeypatch.setattr(choosing, "maps_fast", lambda system: True)
     warmed: list[Any] = []
     monkeypatch.setattr(loading, "warm", warmed.extend)
     for worth, left, options, expected in [
@@ -289,7 +289,7 @@ def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyP
     ]:
         monkeypatch.setattr(choosing, "_WORTH_WARMING", worth)
         monkeypatch.setattr(choosing, "available", lambda left=left: left)
-        evict_all(path)
+        evict(path / f"of {LENGTHS[-1]}" / "out")
         warmed.clear()
         fastckpt.load(path, **options)
         assert bool(warmed) == expected, (worth, left, options)
@@ -298,6 +298,10 @@ def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyP
     warmed.clear()
     fastckpt.load(path)
     assert not warmed
+    monkeypatch.setattr(choosing, "maps_fast", lambda system: False)
+    evict(path / f"of {LENGTHS[-1]}" / "out")
+    fastckpt.load(path)
+    assert not warmed, "it was read"
 
 
 def test_prefetch_does_without_threads_that_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
