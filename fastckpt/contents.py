@@ -22,12 +22,17 @@ from fastckpt.meta import Meta
 from fastckpt.opening import GRAPH, GRAPH_OPTIONS, check_still_there, open_snapshot, read_marker, was_replaced
 from fastckpt.pickled import Part, Pickled, entries_of_saved, has_file, read_pickled
 
-__all__ = ["MAP_LIMIT", "TENSORS", "Contents", "Entry", "Index", "Look", "reading"]
+__all__ = ["MAP_LIMIT", "TENSORS", "Contents", "Entry", "Index", "Look", "listed", "reading"]
 
 T = TypeVar("T")
 Index = Literal["map", "read", "table", "ignore"]  # what to do with one
 TENSORS = 1_000_000  # more than this only if the caller allows it
 _ATTEMPTS = 100
+
+
+def listed(keys: Iterable[str] | None) -> list[str] | None:
+    """Give the keys that a caller wants, who may have given one alone; None for all."""
+    return keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
 
 
 def reading(

@@ -9,7 +9,7 @@ from typing import Any
 from fastckpt import tree
 from fastckpt.choosing import MODES, Mode, look_for, worth_warming
 from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import TENSORS, Contents, Entry, Index, reading
+from fastckpt.contents import TENSORS, Contents, Entry, Index, listed, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import Allocate, fetch
 from fastckpt.garbage import collector_at_rest
@@ -107,7 +107,7 @@ def load(
     make, way = Maker(as_, _device(map_location, device)), _mode(mode, mmap)
     lane = None if way == "mmap" else make.lane()
     allocate = make.locked_memory(way) if pin else None
-    wanted = keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
+    wanted = listed(keys)
     checked_first = pin or any(limit is not None for limit in (keys, max_bytes, lane))
     look = "none" if checked_first else look_for(way, path)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastckpt.choosing import look_for_open
 from fastckpt.codec import NUMPY, Codec, codec_for, default_framework
-from fastckpt.contents import TENSORS, Contents, Entry, reading
+from fastckpt.contents import TENSORS, Contents, Entry, listed, reading
 from fastckpt.lazy import Doubts, Maps, Reads
 from fastckpt.loading import flat, nested
 from fastckpt.slicing import spell_out
@@ -65,7 +65,7 @@ def open(
     """
     framework = codec_for(as_ or default_framework()).name
     look = look_for_open(path)
-    wanted = keys if keys is None else [keys] if isinstance(keys, str) else [*keys]
+    wanted = listed(keys)
     at_once = look if wanted is None and max_bytes is None else "none"
 
     def act(contents: Contents) -> Snapshot:
