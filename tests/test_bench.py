@@ -141,7 +141,9 @@ def test_a_save_beside_training_says_what_the_training_kept_and_lost(document: d
 
 
 def test_training_is_noticed_while_something_else_runs() -> None:
+    threads = torch.get_num_threads()
     found = training.beside_training(lambda: time.sleep(0.2))
+    assert torch.get_num_threads() == threads
     assert found["kept"] > 0
     assert found["seconds"] >= 0.2
     assert not [thread for thread in threading.enumerate() if thread.name == "training"]

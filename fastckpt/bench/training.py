@@ -17,7 +17,7 @@ from fastckpt.bench.measuring import measured
 
 __all__ = ["beside_training"]
 
-_SIDE = 32  # of the matrices: too small to share a product among threads, which idle processors would do slowly
+_SIDE = 32  # of the matrices
 _PRODUCTS = 4  # a step
 _ALONE = 0.25  # seconds, before the save and again after it
 
@@ -47,6 +47,7 @@ class _Training:
     """A thread that trains until it is ended."""
 
     def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
         self._steps = 0
         self._over = False
         self._thread = threading.Thread(target=self._train, name="training", daemon=True)
@@ -66,8 +67,10 @@ class _Training:
     def end(self) -> None:
         self._over = True
         self._thread.join()
+        torch.set_num_threads(self._threads)
 
     def _train(self) -> None:
+        torch.set_num_threads(1)  # two at a product wait for each other, longest where processors sleep: when alone
         weights = torch.eye(_SIDE).roll(1, 0)
         values = torch.rand(_SIDE, _SIDE)
         while not self._over:
