@@ -59,7 +59,7 @@ def _head(document: Mapping[str, Any]) -> Iterator[str]:
         f"{machine['file_system']}, Linux {machine['kernel']}, Python {machine['python']}, numpy {machine['numpy']}. "
     )
     yield f"Versions: {versions}. "
-    yield f"Date: {document['date']}. Size: {document['size']}; rounds: {document['rounds']}."
+    yield f"Date: {document['date']}. Size: {document['size']}; rounds: as each workload says."
     commands = dict.fromkeys(_run_of(document, workload)[1] for workload in document["workloads"])
     yield from ("", *(f"    {command}" for command in commands), "", _HOW, "")
     absent = missing(document)
