@@ -74,12 +74,11 @@ static int write_gated(int fd, const char *data, size_t length, off_t offset, st
                        struct fc_error *err)
 {
     int rc;
-    if (gate == NULL)
-        return fc_write_at(fd, data, length, offset, err);
-    while (sem_wait(&gate->places) < 0 && errno == EINTR)
+    while (gate != NULL && sem_wait(&gate->places) < 0 && errno == EINTR)
         ;
     rc = fc_write_at(fd, data, length, offset, err);
-    (void)sem_post(&gate->places);
+    if (gate != NULL)
+        (void)sem_post(&gate->places);
     return rc;
 }
 

@@ -77,7 +77,7 @@ def save_async(
     if when_busy not in ("wait", "refuse"):
         raise ValueError(f"when_busy must be 'wait' or 'refuse', not {when_busy!r}")
     plan = plan_of(obj, index)
-    task = _Task(os.fspath(path), sum(item.blob.nbytes for item in plan.items if item.twin is None))
+    task = _Task(os.fspath(path), plan.nbytes)
     handle = SaveHandle(task)
     try:
         _turns.take(task, wait=when_busy == "wait")

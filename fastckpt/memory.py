@@ -15,10 +15,7 @@ _GROUP = "/sys/fs/cgroup"  # of a container; elsewhere the root has no limit
 
 def available() -> int:
     """Bytes that a program can have without pushing others out, of the machine or, if that has less, the container."""
-    free = _meminfo("MemAvailable:")
-    with suppress(OSError, ValueError):  # no container, or "max"
-        free = min(free, max(0, _number("memory.max") - _number("memory.current")))
-    return free
+    return _in_group(_meminfo("MemAvailable:"))
 
 
 def unwritten() -> int:
@@ -34,7 +31,14 @@ def writable() -> int:
     """
     limits = mmap.PAGESIZE * _sum_of(_VMSTAT, "nr_dirty_threshold ", "nr_dirty_background_threshold ") // 2
     free = _meminfo("MemAvailable:")
-    return max(0, limits * available() // free - unwritten()) if limits and free else sys.maxsize
+    return max(0, limits * _in_group(free) // free - unwritten()) if limits and free else sys.maxsize
+
+
+def _in_group(free: int) -> int:
+    """How much of what is free on the machine the container may have."""
+    with suppress(OSError, ValueError):  # no container, or "max"
+        return min(free, max(0, _number("memory.max") - _number("memory.current")))
+    return free
 
 
 def _meminfo(*fields: str) -> int:

@@ -48,8 +48,8 @@ def save(
     save_as_external_data : bool, optional
         OneFlow's argument; either way every tensor gets its own folder.
     threads : int, optional
-        Threads that write. By default 8, since they mostly wait for the device; as many as there are processors when
-        nobody waits for it.
+        Threads that write. By default 15, since they mostly wait for the device; without syncs as many as there are
+        processors, and eight more for what the page cache cannot take without waiting.
     index : bool
         Put copies of the metas and of small tensors into ``snapshot_done``. A nested object always gets them.
     overwrite : bool
@@ -110,8 +110,9 @@ def write_plan(
     """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
     with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
         with named(stage.path):
-            amount = {"tensors": len(plan.items), "nbytes": plan.nbytes}
-            way = way_for(stage.fd, threads, durable=durable, digest=digest, **amount)
+            way = way_for(
+                stage.fd, threads, durable=durable, digest=digest, tensors=len(plan.items), nbytes=plan.nbytes
+            )
         digests = write_items(plan.items, stage, way, progress)
         marker = itertools.chain([plan.marker(digests, seal=digest)], plan.small_blobs())
         stage.seal(marker, sync_all=durable and not way.sync)

@@ -17,7 +17,7 @@ _STEP = 16 << 20  # bytes between two looks whether anybody still has the map
 _THREADS = 2  # each at one file: the kernel reads ahead in it, and its end is not the other's
 
 
-def warm(buffers: Sequence[Any]) -> list[threading.Thread]:
+def warm(buffers: Sequence[Any]) -> None:
     """Bring maps into memory, in order, and return at once. What is in memory already costs next to nothing.
 
     Parameters
@@ -25,19 +25,14 @@ def warm(buffers: Sequence[Any]) -> list[threading.Thread]:
     buffers : sequence of Mapping
         They are not kept alive by this.
 
-    Returns
-    -------
-    list of threading.Thread
-        They end by themselves, and with the process.
+    Notes
+    -----
+    The threads end by themselves, and with the process.
     """
     maps = deque(weakref.ref(buffer) for buffer in buffers if isinstance(buffer, _core.Mapping))
-    threads: list[threading.Thread] = []
     with suppress(RuntimeError):  # the system refuses more threads, or the interpreter is about to end: touches will do
         for _ in range(_THREADS):
-            thread = threading.Thread(target=_warm, args=(maps,), name="fastckpt-prefetch", daemon=True)
-            thread.start()
-            threads.append(thread)
-    return threads
+            threading.Thread(target=_warm, args=(maps,), name="fastckpt-prefetch", daemon=True).start()
 
 
 def _warm(maps: deque[weakref.ref[_core.Mapping]]) -> None:

@@ -9,6 +9,9 @@ import mmap
 import os
 import random
 import resource
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +235,72 @@ def test_whoever_fails_makes_room_at_the_gate(disk: Path, fd: int, aligned: bool
         list(pool.map(write, range(0, len(data), 64 << 10)))
     file.finish()
     assert (disk / "out").read_bytes() == data
+
+
+SLOW_WRITES = """
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static atomic_int now, most;
+
+int most_at_once(void)
+{
+    return atomic_exchange(&most, 0);
+}
+
+ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
+{
+    int count = atomic_fetch_add(&now, 1) + 1, known = most;
+    while (known < count && !atomic_compare_exchange_weak(&most, &known, count))
+        ;
+    usleep(2000);
+    ssize_t written = syscall(SYS_pwrite64, fd, data, length, offset);
+    atomic_fetch_sub(&now, 1);
+    return written;
+}
+
+ssize_t pwrite64(int fd, const void *data, size_t length, off_t offset)
+{
+    return pwrite(fd, data, length, offset);
+}
+"""
+AT_ONCE = """
+import ctypes, os, sys
+from concurrent.futures import ThreadPoolExecutor
+from fastckpt import _core
+
+(data,) = _core.allocate([64 * _core.DIRECT_ALIGN])
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+for gate in (None, _core.Gate(3)):
+    file = _core.File(fd, f"{gate is None}", len(data))
+    parts = [(at, memoryview(data)[at : at + _core.DIRECT_ALIGN]) for at in range(0, len(data), _core.DIRECT_ALIGN)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda part: file.write(part[1], part[0], None, gate), parts))
+    print(file.direct, ctypes.CDLL(None).most_at_once())
+"""
+
+
+@pytest.mark.no_asan
+def test_no_more_parts_than_places_are_written_at_a_time(disk: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (disk / "slow.c").write_text(SLOW_WRITES)
+    command = [compiler, "-shared", "-fPIC", "-o", str(disk / "slow.so"), str(disk / "slow.c")]
+    subprocess.run(command, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, str(disk)],
+        env={**os.environ, "LD_PRELOAD": str(disk / "slow.so")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (direct, free), (_, gated) = (line.split() for line in done.stdout.splitlines())
+    if direct != "True":
+        pytest.skip("the file system of the temporary folder refuses O_DIRECT")
+    assert int(free) > 3 == int(gated)
 
 
 def test_a_gate_has_places(fd: int) -> None:

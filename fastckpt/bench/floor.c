@@ -51,8 +51,10 @@ static int read_file(const struct floor *floor, size_t at, const char *name, cha
     fd = openat(floor->dirfd, path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
-    if (fstat(fd, &status) == 0 && status.st_size > floor->read)
-        done = map_file(fd, status.st_size, &floor->maps[at]) == 0 ? status.st_size : -1;
+    if (fstat(fd, &status) < 0)
+        status.st_size = -1;
+    else if (status.st_size > floor->read)
+        done = map_file(fd, status.st_size, &floor->maps[at]) == 0 ? status.st_size : 0;
     else
         while (done < status.st_size) {
             ssize_t count = read(fd, room, ROOM);

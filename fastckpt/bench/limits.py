@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fastckpt.bench.measuring import measured
+from fastckpt.marker import SMALL
 
 __all__ = ["Limits"]
 
@@ -30,7 +31,7 @@ _MOST = 1024 * _MIB  # bytes copied from memory to memory; what is larger is com
 _DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
 _TRIES = 2  # with each depth, before the first round; the better one counts
 _OPENERS = 16  # threads that open small files
-_READ, _ALL = 16 << 10, 1 << 62  # bytes: what a load reads and does not map; what no file has
+_ALL = 1 << 62  # bytes: no file has more
 _ALIGNMENT = 4096
 _HUGE = 2 * _MIB  # a huge page
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
@@ -77,7 +78,7 @@ class Limits:
 
     def opens(self, path: Path, nbytes: int) -> dict[str, Any]:
         """The same in as many threads as there are processors; what is larger than a load reads at once is mapped."""
-        return self._at_floor(path, nbytes, len(os.sched_getaffinity(0)), _READ)
+        return self._at_floor(path, nbytes, len(os.sched_getaffinity(0)), SMALL)
 
     def _at_floor(self, path: Path, nbytes: int, threads: int, most: int) -> dict[str, Any]:
         if self._floor is None:
