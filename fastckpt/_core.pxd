@@ -175,6 +175,13 @@ cdef extern from "table.h" nogil:
 
 
 @cython.final
+cdef class Loan:
+    cdef void *address
+    cdef size_t size
+    cdef object owner
+
+
+@cython.final
 cdef class Mapping:
     cdef void *address
     cdef size_t size

@@ -48,6 +48,10 @@ class Mapping(_Exporter):
     def advise(self, advice: int, offset: int = 0, length: int | None = None) -> None: ...
 
 @final
+class Loan(_Exporter):
+    def __new__(cls, address: int, size: int, owner: object) -> Self: ...
+
+@final
 class Gate:
     def __new__(cls, places: int) -> Self: ...
 

@@ -146,6 +146,26 @@ cdef class Mapping:
             _fail(&err, None)
 
 
+@cython.final
+cdef class Loan:
+    """Memory that another object owns, writable, through the buffer protocol (bytes, one dimension).
+
+    Parameters
+    ----------
+    address, size : int
+        Where it is, and how many bytes; they are believed.
+    owner : object
+        Kept as long as this is.
+    """
+
+    def __cinit__(self, size_t address, size_t size, object owner):
+        self.address, self.size, self.owner = <void *>address, size, owner
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef void *address = self.address if self.size > 0 else &_nothing
+        PyBuffer_FillInfo(view, self, address, <Py_ssize_t>self.size, 0, flags)
+
+
 def copy(pairs, *, size_t threads=1):
     """Copy bytes without the GIL; large runs of them around the processor's caches.
 

@@ -88,7 +88,7 @@ def copied(plan: WritePlan, memory: Bytes) -> WritePlan:
         codec.collect(pairs, memory)
     for run in _runs(in_order):
         _core.copy(run, threads=len(os.sched_getaffinity(0)))
-    items = (replace(item, value=parts[item.twin or item.folder], codec=NUMPY) for item in plan.items)
+    items = [item._replace(value=parts[item.twin or item.folder], codec=NUMPY) for item in plan.items]
     return replace(plan, items=tuple(items))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastckpt.dtypes import DType
 from fastckpt.lanes import Far, Lane
@@ -17,8 +16,7 @@ PIECE = 4 << 20  # bytes of one write, where they are many
 GATHER = 1 << 20  # bytes gathered at a time, a thread, from a tensor that does not lie in one run of host memory
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(NamedTuple):
     """Where a tensor's elements live; two tensors with equal Memory, dtype and shape are one tensor.
 
     Attributes
@@ -39,8 +37,7 @@ class Memory:
     lazy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """What a plan needs to know of a leaf. ``memory`` is None for a tensor without elements or known address."""
 
     dtype: DType

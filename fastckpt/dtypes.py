@@ -11,9 +11,9 @@ from dataclasses import dataclass
 __all__ = ["BY_ENUM", "BY_NAME", "BY_NUMBER", "ENUM_WITHOUT_DTYPE", "DType"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """One element type.
+    """One element type; there is one object of each.
 
     Attributes
     ----------

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from itertools import count, repeat
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastckpt.classes import encode_enum, encode_named_tuple, field_names
 from fastckpt.errors import UnsupportedError
@@ -19,8 +18,7 @@ from fastckpt.values import ELEMENTS, ENCODERS, KEYS, WANTED, is_hashable
 __all__ = ["Kinds", "Leaf", "Writer"]
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A tensor within an object.
 
     Attributes

@@ -30,10 +30,8 @@ __all__ = [
     "map_files",
     "read_at",
     "read_into",
-    "read_runs",
-    "runs",
-    "with_path",
 ]
+__all__ += ["read_runs", "runs", "with_path"]
 
 Part = tuple[str, int, Any, int, int]  # path, offset, memory, size of the file, room: as _core.read_parts wants them
 
@@ -42,6 +40,9 @@ Allocate = Callable[[list[int]], list[_core.Mapping]]
 PART = 4 << 20  # bytes that a thread reads at a time
 _RUN = 64 << 20  # bytes: blobs up to here share memory, so that they have huge pages; a larger one has its own
 _BATCH = 1 << 30  # bytes that are read before an interrupt is noticed
+_MAPPERS = (
+    4  # threads that may have twice as much mapped each: fewer maps, and still at most 64 MiB by all there can be
+)
 DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
 WAITERS = 16  # threads that wait for a server
 SMALL = 16 << 10  # bytes: what is not larger is read through the page cache
@@ -157,11 +158,14 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]], *, mappe
     mapped : bool
         Map, a part at a time, what is in the page cache of this machine in huge pages, by the look of the largest one.
     """
-    parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, direct=False)]
-    if mapped and parts:
-        largest = max(parts, key=lambda part: part[3])
-        mapped = not filesystem_of(contents.fd).remote and _core.is_huge(contents.fd, largest[0])
-    _read_parts(contents, parts, len(os.sched_getaffinity(0)), mapped=mapped)
+    threads = len(os.sched_getaffinity(0))
+    if mapped and targets:
+        largest = max((entry for entry, _ in targets), key=lambda entry: entry.meta.nbytes)
+        path, _, _ = contents.part(largest.blob, largest.meta.nbytes)
+        mapped = not filesystem_of(contents.fd).remote and _core.is_huge(contents.fd, path)
+    step = 2 * PART if mapped and threads <= _MAPPERS else PART
+    parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, False, step)]
+    _read_parts(contents, parts, threads, mapped=mapped)
 
 
 def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:
@@ -245,12 +249,12 @@ def runs(blobs: dict[str, int]) -> Iterator[list[str]]:
         yield run
 
 
-def _parts(contents: Contents, blob: str, memory: Any, direct: bool) -> Iterator[Part]:
+def _parts(contents: Contents, blob: str, memory: Any, direct: bool, step: int = PART) -> Iterator[Part]:
     view, nbytes = memoryview(memory).cast("B"), memoryview(memory).nbytes
     path, begin, size = contents.part(blob, nbytes)
-    for at in range(0, nbytes, PART):
-        room = -(-min(PART, nbytes - at) // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
-        yield path, begin + at, view[at : at + PART], size, room
+    for at in range(0, nbytes, step):
+        room = -(-min(step, nbytes - at) // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
+        yield path, begin + at, view[at : at + step], size, room
 
 
 def _batches(parts: list[Part]) -> Iterator[list[Part]]:

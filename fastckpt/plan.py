@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastckpt import meta as meta_file
 from fastckpt.codec import Blob, Codec, described
@@ -22,8 +22,7 @@ _ESCAPED, _NUMBER, _ROW = 14, 40, 400  # bytes of an index at most: a character,
 _CONTAINER_LIMIT = 32 << 10  # bytes of JSON about the flat object that the first tensor's meta may carry
 
 
-@dataclass(frozen=True, slots=True)
-class WriteItem:
+class WriteItem(NamedTuple):
     """One tensor folder.
 
     Attributes

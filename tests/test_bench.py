@@ -443,41 +443,44 @@ def test_touched_memory_was_used_and_is_free_again() -> None:
     measuring.touch_memory(0)
 
 
-def test_room_deletes_the_oldest_that_nobody_needs(tmp_path: Path) -> None:
-    with Room(tmp_path, 100) as room:
-        a, b, c = (room.path / name for name in "abc")
-        for path in (a, b):
-            room.take(path, 40, set())
-            path.write_text("x")
-        room.take(c, 40, {a})
-        assert (a.exists(), b.exists()) == (True, False)
+def test_before_every_warm_load_its_library_has_loaded_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    ask = Child.ask
+
+    def spy(self: Child, **command: Any) -> dict[str, Any]:
+        asked.append((command["op"], command["path"]))
+        return ask(self, **command)
+
+    monkeypatch.setattr(Child, "ask", spy)
+    options = Options(tmp_path, "tiny", 1, ("mlp",), ("fastckpt", "safetensors"))
+    run(options, lambda what: None, lambda document: None)
+    warm = {"load", "touch", "into"}
+    assert {op for op, _ in asked} >= warm
+    for before, (op, path) in zip([("", ""), *asked], asked, strict=False):
+        assert op not in warm or before == ("warm", path)
+
+
+def test_room_empties_the_oldest_that_nobody_needs_and_keeps_its_names(tmp_path: Path) -> None:
+    with Room(tmp_path, 20_000) as room:
+        a, b, c, d = (room.path / name for name in "abcd")
+        for path in (a, b, c):
+            room.take(path, 6000, set())
+        b.write_text("x")
+        (a / "t").mkdir(parents=True)
+        (a / "t" / "out").write_text("x")
+        room.take(d, 6000, {b})
+        assert (a / "t" / "out").read_text() == "", "two folders of it still take 8,192 bytes"
+        assert b.read_text() == "x"
         with pytest.raises(OSError, match=r"gpt2 needs 0\.0 GB here.*--space"):
-            room.check(101, "gpt2")
+            room.check(20_001, "gpt2")
     assert not list(tmp_path.iterdir())
 
 
-def test_many_small_files_are_not_deleted_before_the_end(tmp_path: Path) -> None:
+def test_a_save_that_left_nothing_makes_room_too(tmp_path: Path) -> None:
     with Room(tmp_path, 100) as room:
-        a, b, c = (room.path / name for name in "abc")
-        room.take(a, 40, set(), lasting=True)
-        room.take(b, 40, set())
-        assert room.lacks(60) == 0
-        assert room.lacks(61) == pytest.approx(1e-9)
-        for path in (a, b):
-            path.write_text("x")
-        room.take(c, 100, set())
-        assert (a.exists(), b.exists()) == (True, False)
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_has_no_room_for_all_rounds_is_skipped_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastckpt.bench.running._MANY", 5)
-    one = find("mlp", "tiny").nbytes + 6 * 16384
-    options = Options(tmp_path, "tiny", 1, ("mlp",), ("fastckpt",), space=one * 3)
-    found = run(options, lambda what: None, lambda document: None)
-    assert found["results"] == []
-    assert "too little room for all rounds; run it alone: mlp" in found["workloads"][0]["skipped"]
-    assert found["workloads"][0]["date"] is None
+        room.take(room.path / "failed", 60, set())
+        room.take(room.path / "next", 60, set())
+        assert not (room.path / "failed").exists()
 
 
 def snapshot(path: Path, tensors: int) -> Path:

@@ -104,6 +104,21 @@ def test_write_joins_its_pieces(folder: Folder, pieces: list[Any], sync: bool) -
     assert (folder.path / "out").read_bytes() == expected
 
 
+def test_a_loan_is_its_owners_memory_and_keeps_him() -> None:
+    owner = np.arange(8, dtype=np.uint8)
+    there = weakref.ref(owner)
+    view = memoryview(_core.Loan(owner.ctypes.data + 2, 4, owner))
+    assert (bytes(view), view.readonly, view.format) == (b"\2\3\4\5", False, "B")
+    view[0] = 99
+    assert owner[2] == 99
+    del owner
+    gc.collect()
+    assert there() is not None
+    del view
+    assert there() is None
+    assert bytes(_core.Loan(0, 0, None)) == b"", "of nothing, nowhere"
+
+
 def test_write_asks_for_a_piece_when_the_one_before_is_written(folder: Folder) -> None:
     def pieces() -> Iterator[bytes]:
         for count in range(5):

@@ -565,6 +565,24 @@ def test_maps_only_of_what_is_in_huge_pages(path: Path, mode: Any, huge: bool, m
     assert set(asked) == {huge and mode == "auto"}
 
 
+@pytest.mark.parametrize("processors", [1, 2, 4, 5, 16, 64])
+def test_no_more_than_64_mib_are_mapped_at_a_time(
+    tmp_path: Path, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(_core, "read_parts", lambda fd, parts, **options: asked.append((parts, options["threads"])))
+    monkeypatch.setattr(_core, "is_huge", lambda fd, name: True)
+    state = {"w": torch.zeros(20 << 18)}
+    fastckpt.save(state, tmp_path / "s", durable=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(processors))
+    fastckpt.load_into(state, tmp_path / "s")
+    ((parts, threads),) = asked
+    largest = max(len(view) for _, _, view, _, _ in parts)
+    assert sum(len(view) for _, _, view, _, _ in parts) == 20 << 20
+    assert largest * min(threads, 16) <= 64 << 20, "C has 16 threads at most"
+    assert largest == (8 << 20 if processors <= 4 else 4 << 20), "few threads have larger maps, and so fewer of them"
+
+
 def test_load_into_knows_two_modes(path: Path) -> None:
     with pytest.raises(ValueError, match="'auto' or 'read', not 'mmap'"):
         fastckpt.load_into(state(), path, mode="mmap")  # type: ignore[arg-type]

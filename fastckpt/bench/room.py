@@ -1,7 +1,7 @@
-"""The benchmark's own folder: what it wrote there, and when that is deleted.
+"""The benchmark's own folder: what it wrote there, and how it makes room.
 
-ext4 steps over inodes that were just freed, and whoever saves after a deletion pays for it. So nothing is deleted while
-there is room, and what is many small files not before the end; what was written leaves the page cache instead.
+ext4 steps over inodes that were just freed, and whoever creates files after a deletion pays for it. So nothing is
+deleted before the end: what has to make room is emptied, and keeps its names; the rest leaves the page cache only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 __all__ = ["Room"]
 
+_NAME = 4096  # bytes that a folder takes also when its files are empty
+
 
 class Room:
     """A fresh folder with so many bytes to use; deleted when left."""
@@ -23,7 +25,6 @@ class Room:
         self._left = shutil.disk_usage(folder).free * 4 // 5 if space is None else space
         self._space = self._left
         self._written: dict[Path, int] = {}
-        self._lasting: set[Path] = set()
 
     def __enter__(self) -> Room:
         return self
@@ -37,28 +38,26 @@ class Room:
             reason = f"{what} needs {nbytes / 1e9:.1f} GB here, and {self._space / 1e9:.1f} GB may be used"
             raise OSError(errno.ENOSPC, f"{reason} (of what is free 80 %, or --space)", str(self.path.parent))
 
-    def lacks(self, nbytes: int) -> float:
-        """Say how many gigabytes more there would have to be for so many, if nothing that lasts is deleted."""
-        rest = self._left + sum(size for path, size in self._written.items() if path not in self._lasting)
-        return max(0, nbytes - rest) / 1e9
-
-    def take(self, path: Path, nbytes: int, keep: set[Path], lasting: bool = False) -> None:
-        """Count what will be written; delete the oldest that nobody needs when there is no room else. What is `lasting`
-        stays to the end."""
-        short = nbytes - self._left
-        self._lasting |= {path} if lasting else set()
-        for old in [old for old in self._written if old not in keep | self._lasting]:
+    def take(self, path: Path, nbytes: int, keep: set[Path]) -> None:
+        """Count what will be written; empty the oldest that nobody needs when there is no room else."""
+        short = nbytes > self._left
+        for old in [old for old in self._written if old not in keep]:
             if self._left >= nbytes:
                 break
-            self._delete(old)
-        if short > 0:
-            os.sync()  # so that nobody pays for what deleting has left to write
+            self._left += self._written.pop(old) - _emptied(old)
+        if short:
+            os.sync()  # so that nobody pays for what this has left to write
         self._written[path] = nbytes
         self._left -= nbytes
 
-    def _delete(self, path: Path) -> None:
-        self._left += self._written.pop(path)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+
+def _emptied(path: Path) -> int:
+    """Make a file, or all files in a folder, empty; give the bytes that the rest takes."""
+    if not path.is_dir():
+        files, folders = [path] if path.exists() else [], 0
+    else:
+        found = [(folder, names) for folder, _, names in os.walk(path)]
+        files, folders = [Path(folder, name) for folder, names in found for name in names], len(found)
+    for file in files:
+        os.truncate(file, 0)
+    return folders * _NAME

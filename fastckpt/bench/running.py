@@ -32,7 +32,6 @@ _WARM = 0.999  # of the bytes in the page cache
 _PER_TENSOR = 16384  # bytes that a tensor may take beyond its own: blocks of small files, folders
 _PER_NAME = 512  # the same, where all are in one file
 _IN_USE = 4  # as much memory as this many snapshots: what a turn loads, or touches before the clock, and room to spare
-_MANY = 1000  # tensors, from which on files are not deleted before the end: whoever creates some next would pay for it
 
 
 @dataclass(frozen=True)
@@ -129,21 +128,10 @@ class _Bench:
         needed = sum(sizes) + max(sizes, default=0) + workload.nbytes
         self._room.check(needed, f"the workload {workload.name}")
 
-    def _obstacle(self, workload: Workload) -> str | None:
-        """Say why a workload cannot be measured now; of many small files none is deleted between rounds."""
-        if workload.real and (hint := machine.has_model()):
-            return hint
-        saves = [(side, op) for side in self._sides for op in workload.ops if op in SAVES]
-        takers = [side.family for side, op in saves if takes_part(side, op, workload.rivals)]
-        needed = sum(_on_disk(workload, family) for family in takers) * (self._options.rounds + 1)
-        lacking = self._room.lacks(needed) if workload.tensors > _MANY else 0
-        return f"{lacking:.1f} GB too little room for all rounds; run it alone: {workload.name}" if lacking else None
-
     def workload(self, workload: Workload) -> None:
         """Measure everything with one workload."""
-        obstacle = self._obstacle(workload)
-        if obstacle:
-            self._skipped[workload.name] = obstacle
+        if workload.real and (hint := machine.has_model()):
+            self._skipped[workload.name] = hint
             return
         self._targets = {}
         for op in workload.ops:
@@ -221,8 +209,7 @@ class _Bench:
         """Let a rival save to a new path; then say what of it is in the page cache, and empty that."""
         self._count += 1
         path = self._room.path / f"{self._count}-{workload.name}-{name}"
-        many = workload.tensors > _MANY and RIVALS[name].many
-        self._room.take(path, _on_disk(workload, name), set(self._targets.values()), many)
+        self._room.take(path, _on_disk(workload, name), set(self._targets.values()))
         answer = self._ask(name, workload, op, path, round_)
         if "error" not in answer:
             answer["resident_after"] = resident(path)
@@ -241,8 +228,9 @@ class _Bench:
 
     def _prepared(self, workload: Workload, name: str, path: Path, cold: bool) -> dict[str, Any]:
         """Empty the page cache of a snapshot, or fill it by loads of its own library or, where those do not, by
-        reading; and look whether that has succeeded. Where not all snapshots fit, the others make room: a kernel that
-        has to search for memory finds none in large pages."""
+        reading; and look whether that has succeeded. It is loaded also if it is there: a kernel with proactive reclaim
+        (DAMON) drops what nobody has used for a minute. Where not all snapshots fit, the others make room: a kernel
+        that has to search for memory finds none in large pages."""
         if not path.exists():
             return {}
         if workload.nbytes * (len(self._targets) + _IN_USE) > available():
@@ -250,7 +238,7 @@ class _Bench:
                 evict(other)
         if cold:
             evict(path)
-        elif resident(path) < _WARM:
+        else:
             self._ask(name, workload, "warm", path, 0)
             if resident(path) < _WARM:
                 warm(path)

@@ -40,9 +40,10 @@ class TorchCodec:
         address = obj.data_ptr() if obj.numel() else 0
         if not address:  # some devices tell no address: such tensors are never taken for one another
             return Blob(dtype, shape, None)
-        strides = tuple(s * dtype.itemsize if n > 1 else 0 for s, n in zip(obj.stride(), shape, strict=True))
+        step = dtype.itemsize
+        strides = tuple([s * step if n > 1 else 0 for s, n in zip(obj.stride(), shape, strict=True)])
         lazy = "conj" * obj.is_conj() + "neg" * obj.is_neg()
-        return Blob(dtype, shape, Memory(str(obj.device), address, strides, lazy))
+        return Blob(dtype, shape, Memory("cpu" if obj.is_cpu else str(obj.device), address, strides, lazy))
 
     def pieces(self, obj: torch.Tensor) -> Iterator[Any]:
         tensor = _raw(obj)
@@ -57,8 +58,7 @@ class TorchCodec:
             yield _bytes_of(piece)
 
     def whole(self, obj: torch.Tensor) -> Any:
-        tensor = _raw(obj)
-        return _bytes_of(tensor) if _in_order(tensor) else None
+        return _bytes_of(obj) if _in_order(obj) else None
 
     def collect(self, pairs: Sequence[tuple[torch.Tensor, Any]], memory: Any) -> None:
         with pinned.copying({obj.device for obj, _ in pairs if obj.is_cuda}, memory):
@@ -108,7 +108,7 @@ class TorchCodec:
         if not (_in_order(target) and target.numel()) or target.is_inference():
             return None
         torch.autograd.graph.increment_version(target)  # autograd cannot see what is written behind its back
-        return _bytes_of(target.detach())
+        return _bytes_of(target)
 
     def fill(self, target: torch.Tensor, source: torch.Tensor) -> None:
         with torch.no_grad():
@@ -198,12 +198,13 @@ def _is_backed(tensor: torch.Tensor) -> bool:
     tensors of torch's function transforms have none."""
     if tensor._is_zerotensor():
         return False
-    if not tensor.numel() or tensor.device.type not in ("cpu", "cuda"):
+    count = tensor.numel()
+    if not count or not (tensor.is_cpu or tensor.is_cuda):
         return True
     try:
-        steps = zip(tensor.stride(), tensor.shape, strict=True)
-        last = tensor.numel() - 1 if tensor.is_contiguous() else sum(s * (n - 1) for s, n in steps)
-        return (tensor.storage_offset() + last + 1) * tensor.itemsize <= tensor.untyped_storage().nbytes()
+        if not tensor.is_contiguous():
+            count = 1 + sum(s * (n - 1) for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+        return (tensor.storage_offset() + count) * tensor.itemsize <= tensor.untyped_storage().nbytes()
     except (NotImplementedError, RuntimeError):
         return False
 
@@ -216,11 +217,12 @@ def _raw(tensor: torch.Tensor) -> torch.Tensor:
 
 def _in_order(tensor: torch.Tensor) -> bool:
     """Tell whether the elements lie in host memory, one after the other, as they are."""
-    return tensor.is_contiguous() and tensor.device.type == "cpu" and not (tensor.is_conj() or tensor.is_neg())
+    return tensor.is_contiguous() and tensor.is_cpu and not (tensor.is_conj() or tensor.is_neg())
 
 
-def _bytes_of(tensor: torch.Tensor) -> Any:
-    return tensor.reshape(-1).view(torch.uint8).numpy()
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a tensor that lies in order; to ask torch and numpy for views of it takes five times as long."""
+    return memoryview(_core.Loan(tensor.data_ptr(), tensor.nbytes, tensor))
 
 
 TORCH = TorchCodec()
