@@ -19,19 +19,8 @@ from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
 from fastckpt.opening import unreadable
 
-__all__ = [
-    "DEPTH",
-    "PART",
-    "SMALL",
-    "WAITERS",
-    "Allocate",
-    "check_memory",
-    "fetch",
-    "map_files",
-    "read_at",
-    "read_into",
-]
-__all__ += ["read_runs", "runs", "with_path"]
+__all__ = ["DEPTH", "PART", "SMALL", "WAITERS", "Allocate", "check_memory", "fetch", "map_files"]
+__all__ += ["read_at", "read_into", "read_runs", "runs", "with_path"]
 
 Part = tuple[str, int, Any, int, int]  # path, offset, memory, size of the file, room: as _core.read_parts wants them
 
