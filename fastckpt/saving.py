@@ -74,7 +74,8 @@ def save(
 
     Notes
     -----
-    The layout is OneFlow's (``oneflow.save`` up to 0.5); the order of the commit stands in ``fastckpt.commit``.
+    The layout is OneFlow's (``oneflow.save`` up to 0.5); the order of the commit stands in ``fastckpt.commit``. No
+    other thread may change the object meanwhile: one that resizes a tensor takes the memory away that is being read.
     """
     check_path(path)
     _check_foreign(global_dst_rank, foreign)

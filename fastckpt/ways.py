@@ -19,6 +19,7 @@ __all__ = ["PageCache", "Way", "way_for"]
 _WRITERS = 15  # threads: most of their time is waiting for the device
 _DIRECT = 8  # threads more where the page cache cannot take all without waiting
 _ROOM = 7 / 8  # of what it can take: others write too, and our small files
+_LITTLE = 64 << 20  # bytes, for which nobody asks how much it can take
 _OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for,
 _EACH = 1 << 20  # and so many more for each tensor: what a device writes while its two files and its folder are synced
 
@@ -31,10 +32,8 @@ class Way:
     ----------
     threads : int
         How many write.
-    direct : bool
-        Large blobs pass the page cache, all of them.
     cached : int
-        Where they do not: how many bytes of them go through it at most. What is beyond that passes it meanwhile.
+        How many bytes of large blobs go through the page cache at most. What is beyond that passes it meanwhile.
     copiers : int
         How many threads write to it at a time.
     sync : bool
@@ -46,12 +45,16 @@ class Way:
     """
 
     threads: int
-    direct: bool
     cached: int
     copiers: int
     sync: bool
     writeback: bool
     digest: bool
+
+    @property
+    def direct(self) -> bool:
+        """Whether all large blobs pass the page cache."""
+        return self.cached == 0
 
 
 class PageCache:
@@ -65,7 +68,7 @@ class PageCache:
 
     def __init__(self, way: Way) -> None:
         self._lock = threading.Lock()
-        self._left = 0 if way.direct else way.cached
+        self._left = way.cached
         self._copiers = way.copiers
 
     @contextmanager
@@ -100,18 +103,24 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensor
     system = filesystem_of(fd)
     on_disk = not (system.remote or system.in_memory)
     busy = len(os.sched_getaffinity(0))
-    cached = sys.maxsize if durable or not on_disk else int(writable() * _ROOM)
-    more = _DIRECT if nbytes > cached else 0
+    cached = _cached(on_disk, durable, nbytes)
+    more = _DIRECT if 0 < cached < nbytes else 0
     threads = threads or (_WRITERS if durable else min(_WRITERS, busy) + more)
     return Way(
         threads=threads,
-        direct=durable and on_disk,
-        cached=cached if more else sys.maxsize,
+        cached=cached,
         copiers=busy if more else threads,
         sync=durable and not _can_sync_whole(system, tensors),
         writeback=durable,
         digest=digest,
     )
+
+
+def _cached(on_disk: bool, durable: bool, nbytes: int) -> int:
+    """How many bytes go through the page cache: none where the device is waited for anyway."""
+    if durable and on_disk:
+        return 0
+    return sys.maxsize if durable or not on_disk or nbytes <= _LITTLE else int(writable() * _ROOM)
 
 
 def _can_sync_whole(system: FileSystem, tensors: int) -> bool:

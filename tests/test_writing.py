@@ -309,22 +309,35 @@ def test_the_way_fits_the_file_system(
 
 
 def test_more_than_the_page_cache_takes_passes_it_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "writable", lambda: 800)
+    room, asked = 700 << 20, []
+    monkeypatch.setattr(ways, "writable", lambda: asked.append(1) or room * 8 // 7)
     monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
     busy = len(os.sched_getaffinity(0))
-    few, many = (ways.way_for(0, None, durable=False, digest=True, nbytes=nbytes) for nbytes in (700, 701))
-    assert (few.direct, few.cached, few.copiers) == (False, sys.maxsize, few.threads)
-    assert (many.direct, many.cached, many.copiers, many.threads) == (False, 700, busy, min(15, busy) + 8)
-    assert ways.way_for(0, 3, durable=False, digest=True, nbytes=701).threads == 3
-    assert ways.way_for(0, None, durable=True, digest=True, nbytes=701).direct
+    little, few, many = (
+        ways.way_for(0, None, durable=False, digest=True, nbytes=nbytes) for nbytes in (64 << 20, room, room + 1)
+    )
+    assert len(asked) == 2, "not for a little"
+    assert (little.direct, little.cached, little.copiers, little.threads) == (False, sys.maxsize, few.threads, busy)
+    assert (few.direct, few.cached, few.copiers) == (False, room, few.threads)
+    assert (many.direct, many.cached, many.copiers, many.threads) == (False, room, busy, min(15, busy) + 8)
+    assert ways.way_for(0, 3, durable=False, digest=True, nbytes=room + 1).threads == 3
+    assert ways.way_for(0, None, durable=True, digest=True, nbytes=room + 1).direct
     for system in (REMOTE, MEMORY):
         monkeypatch.setattr(ways, "filesystem_of", lambda fd, system=system: system)
-        assert ways.way_for(0, None, durable=False, digest=True, nbytes=701).cached == sys.maxsize
+        assert ways.way_for(0, None, durable=False, digest=True, nbytes=room + 1).cached == sys.maxsize
+
+
+def test_a_full_page_cache_is_passed_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "writable", lambda: 0)
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
+    way = ways.way_for(0, None, durable=False, digest=True, nbytes=1 << 30)
+    assert way.direct
+    assert not way.writeback
 
 
 def test_the_page_cache_has_room_for_so_much_and_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     way = ways.way_for(0, 9, durable=False, digest=True)
-    cache = ways.PageCache(replace(way, direct=False, cached=100, copiers=2))
+    cache = ways.PageCache(replace(way, cached=100, copiers=2))
     with cache.passed(60) as one, cache.passed(41) as no_room, cache.passed(40) as two, cache.passed(0) as no_copier:
         assert (one, no_room, two, no_copier) == (False, True, False, True)
     with suppress(KeyError), cache.passed(0) as again:
@@ -332,7 +345,7 @@ def test_the_page_cache_has_room_for_so_much_and_so_many(monkeypatch: pytest.Mon
         raise KeyError
     with cache.passed(0) as one, cache.passed(0) as two, cache.passed(1) as full:
         assert (one, two, full) == (False, False, True)
-    with ways.PageCache(replace(way, direct=True)).passed(1) as passed:
+    with ways.PageCache(replace(way, cached=0)).passed(1) as passed:
         assert passed
 
 
@@ -349,6 +362,7 @@ def test_half_past_the_page_cache_is_the_same_snapshot(
 
     fastckpt.save(everything(), tmp_path / "wanted")
     monkeypatch.setattr(ways, "writable", lambda: 2_000_000)
+    monkeypatch.setattr(ways, "_LITTLE", 0)
     monkeypatch.setattr(Stage, "create_blob", spy)
     fastckpt.save(everything(), tmp_path / "s", durable=False, threads=threads)
     assert set(direct) == {True, False}
@@ -405,6 +419,16 @@ RESIZED: dict[str, tuple[Callable[[], Any], Callable[[Any, int], None]]] = {
     "swapped array": (lambda: np.arange(50_000).astype(">i8"), resize_array),
     "small array": (lambda: np.arange(50), resize_array),
 }
+
+
+def test_a_tensor_that_was_saved_or_filled_can_still_be_resized(tmp_path: Path) -> None:
+    """What asks torch for a numpy array makes its tensor one that can never grow or shrink again."""
+    saved = {"small": torch.arange(50), "large": torch.arange(1 << 19)}
+    fastckpt.save(saved, tmp_path / "s", durable=False)
+    fastckpt.save_async(saved, tmp_path / "a", durable=False).result()
+    fastckpt.load_into(saved, tmp_path / "s")
+    for tensor in saved.values():
+        tensor.resize_(1 << 20)
 
 
 @pytest.mark.usefixtures("parts")
