@@ -12,7 +12,7 @@
 #ifdef __SSE2__
 #include <emmintrin.h>
 
-enum { LINE = 64, PAIR = 2 * LINE, STRIDE = 4096, WAYS = 4, BLOCK = WAYS * STRIDE, LEAST = 256 << 10 };
+enum { LINE = 64, STRIDE = 4096, WAYS = 4, BLOCK = WAYS * STRIDE, LEAST = 256 << 10 };
 
 static void stream_line(char *to, const char *from)
 {
@@ -26,26 +26,17 @@ static void stream_line(char *to, const char *from)
     _mm_stream_si128(out + 3, d);
 }
 
-static void fetch_line(const char *from)
-{
-    _mm_prefetch(from, _MM_HINT_T0);
-}
-
 /*
- * Four pages side by side, two lines of each at a time, while those of the next four are fetched: memory has banks, and
- * one page after the other keeps few of them busy. A quarter faster than that.
+ * Four pages side by side, a line of each at a time, while those of the next four are fetched: memory has banks, and
+ * one page after the other keeps few of them busy. A quarter faster than that; two lines at a time are 5 % slower.
  */
 static void stream_block(char *to, const char *from, bool last)
 {
-    for (size_t at = 0; at < STRIDE; at += PAIR) {
-        for (size_t way = 0; way < BLOCK && !last; way += STRIDE) {
-            fetch_line(from + BLOCK + way + at);
-            fetch_line(from + BLOCK + way + at + LINE);
-        }
-        for (size_t way = 0; way < BLOCK; way += STRIDE) {
+    for (size_t at = 0; at < STRIDE; at += LINE) {
+        for (size_t way = 0; way < BLOCK && !last; way += STRIDE)
+            _mm_prefetch(from + BLOCK + way + at, _MM_HINT_T0);
+        for (size_t way = 0; way < BLOCK; way += STRIDE)
             stream_line(to + way + at, from + way + at);
-            stream_line(to + way + at + LINE, from + way + at + LINE);
-        }
     }
 }
 

@@ -36,9 +36,14 @@ def _close_pairs(blobs: Sequence[Blob]) -> Iterator[tuple[int, int]]:
 def _span(blob: Blob) -> tuple[int, int]:
     """Lowest address, and the one behind the highest."""
     assert blob.memory is not None
-    steps = [stride * (n - 1) for stride, n in zip(blob.memory.strides, blob.shape, strict=True)]
-    low = blob.memory.address + sum(step for step in steps if step < 0)
-    return low, blob.memory.address + sum(step for step in steps if step > 0) + blob.dtype.itemsize
+    low = blob.memory.address
+    high = low + blob.dtype.itemsize
+    for stride, n in zip(blob.memory.strides, blob.shape, strict=True):
+        if stride < 0:
+            low += stride * (n - 1)
+        else:
+            high += stride * (n - 1)
+    return low, high
 
 
 class _Addresses:

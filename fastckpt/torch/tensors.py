@@ -86,8 +86,10 @@ class TorchCodec:
     def obstacle(self, target: torch.Tensor) -> str:
         if target.is_inference() and not torch.is_inference_mode_enabled():
             return "it was made in inference mode"
+        if 0 not in target.stride() or not target.numel():
+            return ""
         shared = any(stride == 0 and n > 1 for stride, n in zip(target.stride(), target.shape, strict=True))
-        return "several of its elements lie in one place" if shared and target.numel() else ""
+        return "several of its elements lie in one place" if shared else ""
 
     def one(self, target: torch.Tensor) -> torch.Tensor:
         return torch.zeros(1, dtype=target.dtype, device="cpu")
