@@ -23,11 +23,13 @@ import numpy as np
 
 from fastckpt.bench.measuring import measured
 from fastckpt.marker import SMALL
+from fastckpt.memory import available
 
 __all__ = ["Limits"]
 
 _MIB = 1 << 20
-_MOST = 1024 * _MIB  # bytes copied from memory to memory; what is larger is compared by rate
+_PINNED = 1024 * _MIB  # bytes copied to a GPU at most; what is larger is compared by rate
+_SHARE = 4  # memory is copied to and from this part of what is available, at most
 _DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
 _TRIES = 2  # with each depth, before the first round; the better one counts
 _OPENERS = 16  # threads that open small files
@@ -60,7 +62,7 @@ class Limits:
 
     def memcpy(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
         """Copy memory to memory, all of it touched before."""
-        size = min(nbytes, _MOST)
+        size = min(nbytes, available() // _SHARE)  # as much as others move: pages far apart are slower
         source, target = _plain_memory(size), _plain_memory(size)
         threads = len(os.sched_getaffinity(0))
         step = max(1, -(-size // threads))
@@ -97,7 +99,7 @@ class Limits:
 
         if not torch.cuda.is_available():
             raise RuntimeError("not measured on a GPU")
-        size = min(nbytes, _MOST)
+        size = min(nbytes, _PINNED)
         source = torch.ones(size, dtype=torch.uint8, pin_memory=True)
         target = torch.empty(size, dtype=torch.uint8, device="cuda")
         target.copy_(source)

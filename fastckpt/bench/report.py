@@ -24,7 +24,7 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
   where it was passed by.
 - **memory**: 1.25 times the workload's bytes are used and freed before the clock starts, or whoever comes next would
   pay for what the host of a virtual machine has taken back meanwhile.
-- **limits** are measured in the same rounds, with as many bytes (memcpy: at most 1 GiB); the device's at the best of
+- **limits** are measured in the same rounds, with as many bytes (to a GPU: at most 1 GiB); the device's at the best of
   five depths. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads the
   same in as many threads as processors, files of more than 16 KiB being mapped.
 - **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
