@@ -10,7 +10,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fastckpt.codec import NUMPY
 from fastckpt.plan import WriteItem, WritePlan
 from fastckpt.staging import Stage
 
-__all__ = ["Arena", "copied", "room_for"]
+__all__ = ["Arena", "Places", "copied", "places_of"]
 
 Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 _Pair: TypeAlias = tuple[Bytes, Bytes]
@@ -66,14 +66,29 @@ class Arena:
             return memory
 
 
-def room_for(plan: WritePlan) -> int:
-    """Say how many bytes a copy takes."""
-    return max((stop for _, stop in _places(plan.items).values()), default=0)
+class Places(NamedTuple):
+    """Where in a copy each tensor lies that is no tie: begin and end, by folder."""
+
+    room: int
+    of: dict[str, tuple[int, int]]
 
 
-def copied(plan: WritePlan, memory: Bytes) -> WritePlan:
+def places_of(plan: WritePlan) -> Places:
+    """Say where the tensors of a copy go."""
+    places, at = {}, 0
+    for item in plan.items:
+        if item.twin is None:
+            nbytes = item.blob.nbytes
+            align = _core.DIRECT_ALIGN if nbytes > _LARGE else _ALIGN
+            start = -(-at // align) * align
+            at = start + nbytes
+            places[item.folder] = start, at
+    return Places(at, places)
+
+
+def copied(plan: WritePlan, places: Places, memory: Bytes) -> WritePlan:
     """Give the same plan over a copy of its tensors, each once, in `memory`."""
-    parts = {folder: memory[start:stop] for folder, (start, stop) in _places(plan.items).items()}
+    parts = {folder: memory[start:stop] for folder, (start, stop) in places.of.items()}
     in_order: list[_Pair] = []
     others = defaultdict(list)
     for item in plan.items:
@@ -88,20 +103,11 @@ def copied(plan: WritePlan, memory: Bytes) -> WritePlan:
         codec.collect(pairs, memory)
     for run in _runs(in_order):
         _core.copy(run, threads=len(os.sched_getaffinity(0)))
-    items = [item._replace(value=parts[item.twin or item.folder], codec=NUMPY) for item in plan.items]
+    items = (
+        WriteItem(folder, meta, blob, parts[twin or folder], NUMPY, twin)
+        for folder, meta, blob, _, _, twin in plan.items
+    )
     return replace(plan, items=tuple(items))
-
-
-def _places(items: Iterable[WriteItem]) -> dict[str, tuple[int, int]]:
-    """Where each tensor that is no tie begins and ends, by folder."""
-    places, at = {}, 0
-    for item in items:
-        if item.twin is None:
-            align = _core.DIRECT_ALIGN if item.blob.nbytes > _LARGE else _ALIGN
-            start = -(-at // align) * align
-            at = start + item.blob.nbytes
-            places[item.folder] = start, at
-    return places
 
 
 def _runs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
@@ -110,7 +116,7 @@ def _runs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
     size = 0
     for part, source in pairs:
         for at in range(0, len(part), _RUN):
-            run.append((part[at : at + _RUN], source[at : at + _RUN]))
+            run.append((part, source) if len(part) <= _RUN else (part[at : at + _RUN], source[at : at + _RUN]))
             size += len(run[-1][0])
             if size >= _RUN:
                 yield run

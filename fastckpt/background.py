@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from fastckpt.arena import Arena, Bytes, copied, room_for
+from fastckpt.arena import Arena, Bytes, copied, places_of
 from fastckpt.commit import target_of
 from fastckpt.errors import BusyError
 from fastckpt.garbage import collector_at_rest
@@ -187,9 +187,10 @@ class _Task:
 
     def copied(self, plan: WritePlan) -> WritePlan:
         """Give the plan over a copy, in memory that is this save's until it is over."""
-        self._memory = _arena.take(room_for(plan))
         with collector_at_rest():
-            return copied(plan, self._memory)
+            places = places_of(plan)
+            self._memory = _arena.take(places.room)
+            return copied(plan, places, self._memory)
 
     def start(self, work: Callable[[], None]) -> None:
         """Go on in a thread, which begins when this one has nothing to wait for any more, or both wait for the GIL."""
