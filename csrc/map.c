@@ -1,12 +1,14 @@
 /* See map.h. Four system calls a file: open, fstat, mmap, close. */
 #include "map.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "copy.h"
 #include "io.h"
+#include "resident.h"
 
 #define POPULATE_READ 22 /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
 
@@ -73,27 +75,25 @@ int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, s
     return 0;
 }
 
-void *fc_map_cached(int fd, size_t length, off_t offset)
+int fc_copy_huge(int fd, int pagemap, void *data, size_t length, off_t offset)
 {
+    const size_t huge = (size_t)FC_HUGE_PAGE, first = (huge - (size_t)offset % huge) % huge;
+    const size_t before = (size_t)(offset % sysconf(_SC_PAGESIZE)), all = before + length;
     struct fc_error ignored;
-    void *map = mmap(NULL, length, PROT_READ, MAP_SHARED, fd, offset);
-    if (map == MAP_FAILED)
-        return NULL;
-    if (fc_advise(map, 0, length, POPULATE_READ, &ignored) == 0)
-        return map;
-    fc_unmap(map, length);
-    return NULL;
-}
-
-int fc_copy_mapped(int fd, void *data, size_t length, off_t offset)
-{
-    const size_t before = (size_t)(offset % sysconf(_SC_PAGESIZE));
-    char *map = fc_map_cached(fd, before + length, offset - (off_t)before);
-    if (map == NULL)
+    bool there;
+    char *map;
+    if (first + huge > length)
         return -1;
-    fc_copy(data, map + before, length);
-    fc_unmap(map, before + length);
-    return 0;
+    map = mmap(NULL, all, PROT_READ, MAP_SHARED, fd, offset - (off_t)before);
+    if (map == MAP_FAILED)
+        return -1;
+    there =
+        fc_advise(map, before + first, 1, POPULATE_READ, &ignored) == 0 && fc_is_huge(pagemap, map + before + first);
+    there = there && fc_advise(map, 0, all, POPULATE_READ, &ignored) == 0;
+    if (there)
+        fc_copy(data, map + before, length);
+    fc_unmap(map, all);
+    return there ? 0 : -1;
 }
 
 void fc_unmap(void *address, size_t size)

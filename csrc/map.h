@@ -39,17 +39,12 @@ struct fc_map_job {
 int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err);
 
 /*
- * Map part of an open file to be read, from a page on, with all of it there already; NULL where the system cannot, or the
- * bytes cannot be had. fc_unmap gives it back.
+ * Copy part of an open file that is in the page cache in huge pages to `data`, out of a map of it: nothing but the bytes is
+ * moved, and those around the processor's caches, which a read cannot. 0: done. -1: its first whole huge page is none (the
+ * map of small ones takes longer than a read), or the system cannot, or the bytes cannot be had; then a read says why. The
+ * part must lie within the file. `pagemap`: from fc_open_pagemap.
  */
-void *fc_map_cached(int fd, size_t length, off_t offset);
-
-/*
- * Copy part of an open file that is in the page cache to `data`, out of a map of it: nothing but the bytes is moved, and
- * those around the processor's caches, which a read cannot. 0: done. -1: the system cannot, or the bytes cannot be had;
- * then a read says why. The part must lie within the file.
- */
-int fc_copy_mapped(int fd, void *data, size_t length, off_t offset);
+int fc_copy_huge(int fd, int pagemap, void *data, size_t length, off_t offset);
 
 /* Unmap what was mapped. Does nothing for NULL. */
 void fc_unmap(void *address, size_t size);

@@ -18,8 +18,6 @@
 #include "pool.h"
 #include "resident.h"
 
-#define MAPPED_LEAST ((size_t)2 << 20)
-
 /* Memory that a run hands out from the front. Who was given a part of it, and the run itself, are its users. */
 struct fc_block {
     atomic_size_t users;
@@ -255,15 +253,16 @@ void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads)
     fc_share_turns(count, threads, scan_turn, runs);
 }
 
-/* Whether a part was copied out of a map; for less than MAPPED_LEAST, making the map takes longer than it saves. */
-static bool copy_part(int fd, const struct fc_part *part, off_t size)
+/* Whether a part was copied out of a map. */
+static bool copy_part(int fd, int pagemap, const struct fc_part *part, off_t size)
 {
-    if (!part->mapped || part->length < MAPPED_LEAST || size - part->offset < (off_t)part->length)
+    if (pagemap < 0 || part->length < (size_t)FC_HUGE_PAGE || size - part->offset < (off_t)part->length)
         return false;
-    return fc_is_resident(fd, size) && fc_copy_mapped(fd, part->data, part->length, part->offset) == 0;
+    return fc_is_resident(fd, size) && fc_copy_huge(fd, pagemap, part->data, part->length, part->offset) == 0;
 }
 
-int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err)
+/* `*found` is the size of the file on FC_SIZE_CHANGED. `pagemap`: -1, or what is in huge pages is copied out of maps. */
+static int read_part(int dirfd, int pagemap, const struct fc_part *part, off_t *found, struct fc_error *err)
 {
     ssize_t count;
     int rc = -1;
@@ -274,7 +273,7 @@ int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_
         fc_fail_with(err, "size", FC_SIZE_CHANGED);
         goto out;
     }
-    if (copy_part(fd, part, *found))
+    if (copy_part(fd, pagemap, part, *found))
         count = (ssize_t)part->length;
     else if (part->room > 0)
         count = fc_read_past_cache(fd, part->data, part->length, part->room, part->offset, err);
@@ -296,7 +295,7 @@ out:
 }
 
 struct parts {
-    int dirfd;
+    int dirfd, pagemap;
     struct fc_part *parts;
     atomic_bool failed;
 };
@@ -308,16 +307,18 @@ static void read_turn(void *context, size_t i)
     part->err.code = 0;
     if (atomic_load_explicit(&all->failed, memory_order_relaxed))
         return;
-    if (fc_read_part(all->dirfd, part, &part->found, &part->err) < 0)
+    if (read_part(all->dirfd, all->pagemap, part, &part->found, &part->err) < 0)
         atomic_store_explicit(&all->failed, true, memory_order_relaxed);
     else
         part->err.code = 0; /* O_DIRECT may have been refused on the way */
 }
 
-int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, size_t *failed)
+int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, bool mapped, size_t *failed)
 {
-    struct parts all = {.dirfd = dirfd, .parts = parts};
+    struct parts all = {.dirfd = dirfd, .pagemap = mapped ? fc_open_pagemap() : -1, .parts = parts};
     fc_share_turns(count, threads, read_turn, &all);
+    if (all.pagemap >= 0)
+        fc_close_read(all.pagemap);
     for (*failed = 0; *failed < count; (*failed)++)
         if (parts[*failed].err.code != 0)
             return -1;

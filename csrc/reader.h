@@ -85,19 +85,16 @@ struct fc_part {
     void *data;
     size_t length;
     size_t room;         /* 0, or to read past the page cache, as for fc_read_past_cache */
-    bool mapped;         /* much of it, in the page cache, may be copied out of a map */
     off_t size;          /* what the whole file must have; any size when negative */
     off_t found;         /* out, of fc_read_parts */
     struct fc_error err; /* the same; its code is 0 for what was read, or not begun after another's error */
 };
 
 /*
- * Read it. FC_SIZE_CHANGED: the file has another size, or ends before `data` is full; `*found` is then how many bytes
- * it has.
+ * Read some, in at most `threads` threads. On error `*failed` is the first that failed; others may not have been read.
+ * FC_SIZE_CHANGED: the file has another size, or ends before `data` is full; `found` is then how many bytes it has.
+ * `mapped`: what is in the page cache in huge pages may be copied out of maps.
  */
-int fc_read_part(int dirfd, const struct fc_part *part, off_t *found, struct fc_error *err);
-
-/* Read many, in at most `threads` threads. On error `*failed` is the first that failed; others may not have been read. */
-int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, size_t *failed);
+int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, bool mapped, size_t *failed);
 
 #endif

@@ -68,54 +68,29 @@ bool fc_is_resident(int fd, off_t size)
     return cached >= pages * 2 / 3;
 }
 
-/* Whether what is mapped at `map` is one huge page; an older kernel, or one without /proc, says no. */
-static bool is_mapped_huge(const void *map)
-{
-    uint64_t region[3], start = (uint64_t)(uintptr_t)map;
-    struct scan scan = {.size = sizeof scan, .start = start, .end = start + FC_HUGE_PAGE, .regions_length = 1};
-    int found, pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    if (pagemap < 0)
-        return false;
-    scan.regions = (uint64_t)(uintptr_t)region;
-    scan.all = scan.returned = IS_HUGE_;
-    found = ioctl(pagemap, SCAN_, &scan);
-    fc_close_read(pagemap);
-    return found > 0;
-}
-
-static bool is_huge(int fd, off_t size)
-{
-    const off_t offset = size / 2 / FC_HUGE_PAGE * FC_HUGE_PAGE;
-    bool huge;
-    void *map;
-    if (size - offset < FC_HUGE_PAGE || !fc_is_resident(fd, size))
-        return false;
-    map = fc_map_cached(fd, FC_HUGE_PAGE, offset);
-    huge = map != NULL && is_mapped_huge(map);
-    fc_unmap(map, FC_HUGE_PAGE);
-    return huge;
-}
-
-/* What `ask` says of a file; `otherwise` where it cannot be opened, or is empty. */
-static bool ask_at(int dirfd, const char *path, bool (*ask)(int fd, off_t size), bool otherwise)
+bool fc_is_resident_at(int dirfd, const char *path)
 {
     struct fc_error err;
     off_t size;
     bool answer;
     int fd = fc_open_file(dirfd, path, &size, &err);
     if (fd < 0)
-        return otherwise;
-    answer = size == 0 ? otherwise : ask(fd, size);
+        return true;
+    answer = size == 0 || fc_is_resident(fd, size);
     fc_close_read(fd);
     return answer;
 }
 
-bool fc_is_resident_at(int dirfd, const char *path)
+int fc_open_pagemap(void)
 {
-    return ask_at(dirfd, path, fc_is_resident, true);
+    return open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 }
 
-bool fc_is_huge_at(int dirfd, const char *path)
+bool fc_is_huge(int pagemap, const void *map)
 {
-    return ask_at(dirfd, path, is_huge, false);
+    uint64_t region[3], start = (uint64_t)(uintptr_t)map;
+    struct scan scan = {.size = sizeof scan, .start = start, .end = start + FC_HUGE_PAGE, .regions_length = 1};
+    scan.regions = (uint64_t)(uintptr_t)region;
+    scan.all = scan.returned = IS_HUGE_;
+    return ioctl(pagemap, SCAN_, &scan) > 0;
 }

@@ -14,10 +14,13 @@ bool fc_is_resident(int fd, off_t size);
 /* The same for a file by its name, opened by fc_open_file's rules; true when it cannot be opened, or is empty. */
 bool fc_is_resident_at(int dirfd, const char *path);
 
+/* What fc_is_huge asks: a descriptor, to be closed; -1 without /proc. */
+int fc_open_pagemap(void);
+
 /*
- * Whether a file of that name lies in the page cache in huge pages, judged by the one in its middle: then copying out of a
- * map of it is faster than reading, else slower. False where nobody can tell (Linux before 6.7, no /proc).
+ * Whether what is mapped at an aligned address is one huge page, and has been touched. False where nobody can tell: Linux
+ * before 6.7, or no `pagemap`.
  */
-bool fc_is_huge_at(int dirfd, const char *path);
+bool fc_is_huge(int pagemap, const void *map);
 
 #endif

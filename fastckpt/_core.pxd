@@ -109,12 +109,11 @@ cdef extern from "reader.h" nogil:
         void *data
         size_t length
         size_t room
-        bint mapped
         off_t size
         off_t found
         fc_error err
 
-    int fc_read_parts(int dirfd, fc_part *parts, size_t count, size_t threads, size_t *failed)
+    int fc_read_parts(int dirfd, fc_part *parts, size_t count, size_t threads, bint mapped, size_t *failed)
 
 
 cdef extern from "copy.h" nogil:
@@ -140,7 +139,6 @@ cdef extern from "map.h" nogil:
 
 cdef extern from "resident.h" nogil:
     bint fc_is_resident_at(int dirfd, const char *path)
-    bint fc_is_huge_at(int dirfd, const char *path)
 
 
 cdef extern from "canon.h" nogil:

@@ -1,8 +1,6 @@
 # Part of _core.pyx: parts of files into memory that the caller owns.
 
-cdef int _prepare_part(fc_part *part, bytes path, off_t offset, Py_buffer *view, off_t size, size_t room,
-                       bint mapped) except -1:
-    part.mapped = mapped
+cdef int _prepare_part(fc_part *part, bytes path, off_t offset, Py_buffer *view, off_t size, size_t room) except -1:
     part.path, part.offset, part.size = PyBytes_AS_STRING(path), offset, size
     part.data, part.length, part.room = view.buf, <size_t>view.len, room
     if offset < 0:
@@ -52,8 +50,8 @@ def read_parts(int dirfd, parts, *, size_t threads=1, bint mapped=False):
     threads : int
         How many share the parts, at most; the caller's is one of them.
     mapped : bool
-        Copy large parts that are in the page cache out of a map of them, which is faster where it is in huge pages.
-        Whoever makes the file shorter meanwhile kills the process.
+        Copy parts that are in the page cache in huge pages out of maps of them, which is faster. Whoever makes the file
+        shorter meanwhile kills the process.
 
     Raises
     ------
@@ -72,10 +70,9 @@ def read_parts(int dirfd, parts, *, size_t threads=1, bint mapped=False):
             _, offset, buffer, size, space = wanted[taken]
             _take_buffer(buffer, &views[taken], PyBUF_WRITABLE)
             taken += 1
-            _prepare_part(&jobs[taken - 1], names[taken - 1], offset, &views[taken - 1], size, space,
-                          mapped)
+            _prepare_part(&jobs[taken - 1], names[taken - 1], offset, &views[taken - 1], size, space)
         with nogil:
-            rc = fc_read_parts(dirfd, jobs, count, threads, &failed)
+            rc = fc_read_parts(dirfd, jobs, count, threads, mapped, &failed)
     finally:
         while taken > 0:
             taken -= 1
@@ -134,21 +131,3 @@ def is_resident(int dirfd, path):
     """
     cdef bytes encoded = _encode(path)
     return fc_is_resident_at(dirfd, PyBytes_AS_STRING(encoded))
-
-
-def is_huge(int dirfd, path):
-    """Guess whether a file lies in the page cache in huge pages; False for what cannot be opened, or if nobody knows.
-
-    Parameters
-    ----------
-    dirfd : int
-        The snapshot.
-    path : str or bytes
-        A file in it.
-    """
-    cdef bytes encoded = _encode(path)
-    cdef const char *name = PyBytes_AS_STRING(encoded)
-    cdef bint huge
-    with nogil:
-        huge = fc_is_huge_at(dirfd, name)
-    return huge

@@ -145,13 +145,9 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]], *, mappe
     targets : sequence of (Entry, buffer)
         A buffer has as many bytes as the tensor.
     mapped : bool
-        Map, a part at a time, what is in the page cache of this machine in huge pages, by the look of the largest one.
+        Map, a part at a time, what is in the page cache of this machine in huge pages.
     """
-    threads = len(os.sched_getaffinity(0))
-    if mapped and targets:
-        largest = max((entry for entry, _ in targets), key=lambda entry: entry.meta.nbytes)
-        path, _, _ = contents.part(largest.blob, largest.meta.nbytes)
-        mapped = not filesystem_of(contents.fd).remote and _core.is_huge(contents.fd, path)
+    threads, mapped = len(os.sched_getaffinity(0)), mapped and not filesystem_of(contents.fd).remote
     step = 2 * PART if mapped and threads <= _MAPPERS else PART
     parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, False, step)]
     _read_parts(contents, parts, threads, mapped=mapped)

@@ -352,7 +352,7 @@ def test_an_interrupt_while_waiting_leaves_the_save_alone(tmp_path: Path, gate: 
     fastckpt.verify(tmp_path / "s")
 
 
-@pytest.mark.parametrize("where", ["copied", "room_for", "partial"])
+@pytest.mark.parametrize("where", ["copied", "places_of", "partial"])
 def test_an_interrupt_before_the_save_has_begun_undoes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

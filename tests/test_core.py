@@ -692,18 +692,39 @@ def test_mapped_parts_want_the_file_as_it_was(folder: Folder, offset: int, size:
         _core.read_parts(folder.fd, [("out", offset, bytearray(4 << 20), size, 0)], mapped=True)
 
 
-def test_what_is_in_huge_pages(folder: Folder) -> None:
-    size = 64 << 20
-    small, large = folder.file("small", bytes(1 << 20)), folder.file("large", bytes(size))
+def test_only_what_is_in_huge_pages_is_copied_out_of_maps(folder: Folder) -> None:
+    """What is read, the kernel counts."""
+    size, least = 64 << 20, 2 << 20
+    folder.file("small", bytes(least - 1))
+    folder.file("large", bytes(size))
+
+    def asked(name: str, length: int, *, at: int = 0, mapped: bool = True) -> int:
+        own = rchar()
+        before = rchar()
+        _core.read_parts(folder.fd, [(name, at, bytearray(length), -1, 0)], mapped=mapped)
+        return rchar() - before - (before - own)
+
     evict(folder.path / "large")
-    assert not any(_core.is_huge(folder.fd, name) for name in (small, large, "gone"))
+    with (folder.path / "large").open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead: page by page
+        for at in range(0, size, 4096):
+            os.pread(file.fileno(), 1, at)
+    assert asked("large", 8 << 20) == 8 << 20, "small pages"
+    evict(folder.path / "large")
     (mapping,) = _core.map_files(folder.fd, ["large"], [size], advice=14)  # MADV_HUGEPAGE
     assert sum(memoryview(mapping)[:: 4 << 10]) == 0
-    huge = huge_bytes(folder.path / "large")
-    if huge in (0, size):
-        assert _core.is_huge(folder.fd, "large") == (huge > 0)
-    else:
-        pytest.skip("some of it is in huge pages, some is not")
+    if huge_bytes(folder.path / "large") < size:
+        pytest.skip("not all of it is in huge pages")
+    assert asked("large", 8 << 20) == 0
+    assert asked("large", 8 << 20, at=4097) == 0
+    assert asked("large", 8 << 20, mapped=False) == 8 << 20
+    assert asked("large", least, at=4096) == least, "no whole huge page in it"
+    assert asked("small", least - 1) == least - 1
+
+
+def rchar() -> int:
+    """Bytes that this process has asked for by reading."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def huge_bytes(file: Path) -> int:

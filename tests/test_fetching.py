@@ -546,9 +546,11 @@ def test_over_a_network_a_blob_of_another_size_is_noticed(path: Path) -> None:
 # ---- load_into ----
 
 
-@pytest.mark.parametrize("huge", [False, True])
 @pytest.mark.parametrize("mode", ["auto", "read"])
-def test_maps_only_of_what_is_in_huge_pages(path: Path, mode: Any, huge: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("system", ["local", "nfs4"])
+def test_maps_only_of_local_files_and_when_it_may(
+    path: Path, mode: Any, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, asked = _core.read_parts, []
 
     def spy(*args: Any, **options: Any) -> None:
@@ -557,12 +559,13 @@ def test_maps_only_of_what_is_in_huge_pages(path: Path, mode: Any, huge: bool, m
         read(*args, **options)
 
     monkeypatch.setattr(_core, "read_parts", spy)
-    monkeypatch.setattr(_core, "is_huge", lambda fd, name: huge and name == f"of {LENGTHS[-1]}/out")
+    if system == "nfs4":
+        monkeypatch.setattr(fetching, "filesystem_of", lambda file: filesystems.FileSystem.named(system))
     read_all(path)
     target = {key: torch.zeros_like(tensor) for key, tensor in state().items()}
     fastckpt.load_into(target, path, mode=mode)
     assert same(target, state())
-    assert set(asked) == {huge and mode == "auto"}
+    assert set(asked) == {mode == "auto" and system == "local"}
 
 
 @pytest.mark.parametrize("processors", [1, 2, 4, 5, 16, 64])
@@ -571,7 +574,6 @@ def test_no_more_than_64_mib_are_mapped_at_a_time(
 ) -> None:
     asked = []
     monkeypatch.setattr(_core, "read_parts", lambda fd, parts, **options: asked.append((parts, options["threads"])))
-    monkeypatch.setattr(_core, "is_huge", lambda fd, name: True)
     state = {"w": torch.zeros(20 << 18)}
     fastckpt.save(state, tmp_path / "s", durable=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(processors))
