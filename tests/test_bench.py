@@ -30,7 +30,7 @@ from click.testing import CliRunner
 from pages import maps_of
 
 import fastckpt
-from fastckpt.bench import machine, measuring, rivals, training, worker
+from fastckpt.bench import machine, measuring, plots, rivals, training, worker
 from fastckpt.bench.bars import Row, rows
 from fastckpt.bench.catalogue import LIMIT, RIVALS, takes_part
 from fastckpt.bench.children import Child
@@ -616,6 +616,16 @@ def test_plots_draw_or_say_what_is_missing(document: dict[str, Any], tmp_path: P
     result = CliRunner().invoke(commands, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["load.png", "save.png"]
+
+
+def test_every_curve_has_its_name_also_above_the_frame() -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axis = figure.add_subplot()
+    axis.set_yscale("log")
+    axis.plot([1, 2], [1.0, 10.0])
+    plots._name_curves(axis, {"torch": (2, 9.8), "fastckpt-index": (2, 9.9), LIMIT: (2, 10.0)}, "save_durable")
+    assert [name.get_text().strip() for name in axis.texts] == ["torch", "fastckpt, indexed", "device: direct write"]
+    assert all(name.get_tightbbox().width > 0 for name in axis.texts), "one that is not drawn takes no room"
 
 
 def test_a_child_that_fails_or_ends_gives_an_error(tmp_path: Path) -> None:

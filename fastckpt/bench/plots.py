@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from fastckpt.bench.catalogue import LIMIT, LIMITS
+from fastckpt.bench.catalogue import LIMIT, LIMITS, RIVALS
 from fastckpt.bench.figures import Figure, figures
 
 __all__ = ["check", "draw"]
@@ -186,7 +186,8 @@ def _name_curves(axis: Any, ends: Mapping[str, tuple[int, float]], op: str) -> N
     lowest = 0.0
     for side, (number, value) in sorted(ends.items(), key=lambda end: end[1][1]):
         lowest = max(value, lowest * step)
-        words = _LIMIT_WORDS.get(LIMITS.get(op, ""), "limit") if side == LIMIT else side
+        words = _LIMIT_WORDS.get(LIMITS.get(op, ""), "limit") if side == LIMIT else RIVALS[side].title
         colour = _LIMIT if side == LIMIT else _LINES.get(side, _OTHERS)
         weight = "bold" if side == "fastckpt" else "normal"
-        axis.annotate(f"   {words}", (number, lowest), color=colour, fontsize=8, va="center", weight=weight)
+        place = {"va": "center", "annotation_clip": False}  # it may have been moved out of the frame
+        axis.annotate(f"   {words}", (number, lowest), color=colour, fontsize=8, weight=weight, **place)
