@@ -67,7 +67,15 @@ class Arena:
 
 
 class Places(NamedTuple):
-    """Where in a copy each tensor lies that is no tie: begin and end, by folder."""
+    """Where in a copy its tensors lie.
+
+    Attributes
+    ----------
+    room : int
+        Bytes of it all.
+    of : dict of str to tuple of int
+        Begin and end of each tensor that is no tie, by folder.
+    """
 
     room: int
     of: dict[str, tuple[int, int]]

@@ -104,7 +104,7 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensor
     on_disk = not (system.remote or system.in_memory)
     busy = len(os.sched_getaffinity(0))
     cached = _cached(on_disk, durable, nbytes)
-    more = _DIRECT if 0 < cached < nbytes else 0
+    more = _DIRECT if cached < nbytes else 0
     threads = threads or (_WRITERS if durable else min(_WRITERS, busy) + more)
     return Way(
         threads=threads,

@@ -331,8 +331,7 @@ def test_a_full_page_cache_is_passed_by_all(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ways, "writable", lambda: 0)
     monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
     way = ways.way_for(0, None, durable=False, digest=True, nbytes=1 << 30)
-    assert way.direct
-    assert not way.writeback
+    assert (way.direct, way.writeback, way.threads) == (True, False, min(15, len(os.sched_getaffinity(0))) + 8)
 
 
 def test_the_page_cache_has_room_for_so_much_and_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
