@@ -124,7 +124,7 @@ def _runs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
     size = 0
     for part, source in pairs:
         for at in range(0, len(part), _RUN):
-            run.append((part, source) if len(part) <= _RUN else (part[at : at + _RUN], source[at : at + _RUN]))
+            run.append((part[at : at + _RUN], source[at : at + _RUN]))
             size += len(run[-1][0])
             if size >= _RUN:
                 yield run

@@ -87,7 +87,7 @@ def entries_of(
         that folder is left out.
     """
     entries: dict[str, Entry] = {}
-    for folder, meta in _in_order(metas):
+    for folder, meta in _by_place(metas):
         key = folder if meta.name is None else meta.name
         entry = Entry(key, folder, meta, folder)
         other = entries.setdefault(key, entry)
@@ -106,11 +106,9 @@ def entries_of(
     return entries
 
 
-def _in_order(metas: dict[str, Meta]) -> Iterable[tuple[str, Meta]]:
+def _by_place(metas: dict[str, Meta]) -> Iterable[tuple[str, Meta]]:
     """Give folders and metas by their places, those without one first. Where each place is taken once, as in every
     sound snapshot, nothing need be compared."""
-    if _is_in_order(metas):
-        return metas.items()
     found: list[tuple[str, Meta] | None] = [None] * len(metas)
     for item in metas.items():
         place = item[1].place

@@ -118,9 +118,9 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensor
 
 def _cached(on_disk: bool, durable: bool, nbytes: int) -> int:
     """How many bytes go through the page cache: none where the device is waited for anyway."""
-    if durable and on_disk:
-        return 0
-    return sys.maxsize if durable or not on_disk or nbytes <= _LITTLE else int(writable() * _ROOM)
+    if not on_disk or (nbytes <= _LITTLE and not durable):
+        return sys.maxsize
+    return 0 if durable else int(writable() * _ROOM)
 
 
 def _can_sync_whole(system: FileSystem, tensors: int) -> bool:

@@ -29,7 +29,7 @@ __all__ = ["Limits"]
 
 _MIB = 1 << 20
 _PINNED = 1024 * _MIB  # bytes copied to a GPU at most; what is larger is compared by rate
-_SHARE = 4  # memory is copied to and from this part of what is available, at most
+_SHARE = 4  # of the memory that is available a fourth is copied at most, to as much again
 _DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
 _TRIES = 2  # with each depth, before the first round; the better one counts
 _OPENERS = 16  # threads that open small files

@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fastckpt.bench.measuring import files_under
+
 __all__ = ["Room"]
 
 _NAME = 4096  # bytes that a folder takes also when its files are empty
@@ -53,11 +55,6 @@ class Room:
 
 def _emptied(path: Path) -> int:
     """Make a file, or all files in a folder, empty; give the bytes that the rest takes."""
-    if not path.is_dir():
-        files, folders = [path] if path.exists() else [], 0
-    else:
-        found = [(folder, names) for folder, _, names in os.walk(path)]
-        files, folders = [Path(folder, name) for folder, names in found for name in names], len(found)
-    for file in files:
+    for file in files_under(path) if path.exists() else ():
         os.truncate(file, 0)
-    return folders * _NAME
+    return _NAME * sum(1 for _ in os.walk(path))  # none when it is a file

@@ -177,7 +177,7 @@ def _fixed(size: str) -> list[Workload]:
 
 
 def _swept(size: str) -> list[Workload]:
-    """Many tensors come last: what is deleted before them is few and large, and costs them nothing."""
+    """One model over its size, then over the number of its tensors: what takes longest comes last."""
     counts = [
         Workload(
             f"count-{count}",
