@@ -58,6 +58,11 @@ cdef object _make_capsule(Mapping mapping, int code, size_t bits, tuple shape):
     return capsule
 
 
+cdef int _lend(object owner, Py_buffer *view, void *address, size_t size, int flags) except -1:
+    """Let a view have an owner's memory, writable."""
+    return PyBuffer_FillInfo(view, owner, address if size > 0 else &_nothing, <Py_ssize_t>size, 0, flags)
+
+
 @cython.final
 cdef class Mapping:
     """A whole file as private, writable memory, through the buffer protocol (bytes, one dimension).
@@ -77,8 +82,7 @@ cdef class Mapping:
         return self.size
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        cdef void *address = self.address if self.size > 0 else &_nothing
-        PyBuffer_FillInfo(view, self, address, <Py_ssize_t>self.size, 0, flags)
+        _lend(self, view, self.address, self.size, flags)
 
     def part(self, size_t offset, size_t size):
         """Give some of the bytes as an object of their own, of memory from `allocate` or of a small file.
@@ -162,8 +166,7 @@ cdef class Loan:
         self.address, self.size, self.owner = <void *>address, size, owner
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        cdef void *address = self.address if self.size > 0 else &_nothing
-        PyBuffer_FillInfo(view, self, address, <Py_ssize_t>self.size, 0, flags)
+        _lend(self, view, self.address, self.size, flags)
 
 
 def copy(pairs, *, size_t threads=1):
