@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "copy.h"
 #include "io.h"
 
 #define WINDOW ((size_t)8 << 20) /* of a buffered part: the device begins with it while the next one is copied */
@@ -91,7 +90,7 @@ static int write_direct(struct fc_blob *blob, const char *data, size_t length, o
         return fc_fail_with(err, "alignment", EINVAL);
     while (length > 0) {
         size_t part = length < room ? length : room;
-        fc_copy(bounce, data, part);
+        memcpy(bounce, data, part);
         if (write_gated(blob->fd, bounce, part, offset, gate, err) < 0)
             return -1;
         data += part;

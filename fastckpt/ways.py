@@ -16,8 +16,8 @@ from fastckpt.memory import unwritten, writable
 
 __all__ = ["PageCache", "Way", "way_for"]
 
-_WRITERS = 15  # threads: most of their time is waiting for the device
-_DIRECT = 8  # threads more where the page cache cannot take all without waiting
+_WRITERS = 24  # threads: most of their time is waiting for the device
+_DIRECT = 16  # threads more where the page cache cannot take all without waiting
 _ROOM = 7 / 8  # of what it can take: others write too, and our small files
 _LITTLE = 64 << 20  # bytes, for which nobody asks how much it can take
 _OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for,

@@ -1,9 +1,10 @@
 """The blobs of a plan become files: large ones in parts, by several threads, past the page cache; small ones whole.
 
 A job is one part of a large tensor that lies in order in host memory, some small tensors, or one of any other kind.
-Threads share the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it; the
-digest of a part is taken while its bytes are in the processor's cache. Small ones are many to a call: threads that ask
-for the GIL between any two system calls wait for each other most of the time.
+Threads share the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it. A
+part is written in pieces so small that each is in the processor's cache from its digest until the device has it. Small
+tensors are many to a call: threads that ask for the GIL between any two system calls wait for each other most of the
+time.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from fastckpt.ways import PageCache, Way
 
 __all__ = ["PART", "Progress", "write_items"]
 
-PART = 4 << 20  # bytes: a thread's share at a time, and the memory that it copies unaligned ones through
+PART = 4 << 20  # bytes: a thread's share at a time
+_PIECE = 1 << 20  # bytes that it digests, copies where they are not aligned, and writes past the page cache at a time
 _LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
-_AHEAD = 5  # of so many threads one has its part ready, and waits until another's is written
+_AHEAD = 3  # of so many threads one has its piece ready, and waits until another's is written
 _RUN = 32  # small tensors that one call writes, of together at most _LARGE bytes
 
 Progress = Callable[[int], None]
@@ -54,7 +56,7 @@ def write_items(
     dict of str to (str or None)
         The digest of each, by folder.
     """
-    save = _Save(stage, way, {}, PageCache(way), _core.Gate(way.threads - way.threads // _AHEAD))
+    save = _Save(stage, way)
     own = [item for item in items if item.twin is None]
     large = sorted((item for item in own if _is_large(item)), key=lambda item: item.blob.nbytes, reverse=True)
     small = _runs([item for item in own if not _is_large(item)], save)
@@ -75,25 +77,25 @@ def write_items(
     return save.digests
 
 
-class _Save(threading.local):
+class _Save:
     """What the jobs of one save share, and the room that each thread has for itself."""
 
-    def __init__(
-        self, stage: Stage, way: Way, digests: dict[str, str | None], cache: PageCache, gate: _core.Gate
-    ) -> None:
+    def __init__(self, stage: Stage, way: Way) -> None:
         self.stage = stage
         self.way = way
-        self.digests = digests
-        self.cache = cache
-        self.gate = gate
-        self._room: _core.Mapping | None = None
+        self.digests: dict[str, str | None] = {}
+        self.cache = PageCache(way)
+        self.gate = _core.Gate(way.threads - way.threads // _AHEAD)
+        size = _PIECE if way.direct else PART  # the page cache takes more at a time
+        self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages: see ARCHITECTURE.md
+        self._own = threading.local()
 
     @property
     def room(self) -> _core.Mapping:
         """Aligned memory of this thread."""
-        if self._room is None:
-            (self._room,) = _core.allocate([PART])
-        return self._room
+        if not hasattr(self._own, "room"):
+            self._own.room = self._rooms.pop()
+        return self._own.room  # type: ignore[no-any-return]
 
 
 class _Job(Protocol):
@@ -269,10 +271,14 @@ class _Part:
     def __call__(self) -> None:
         large = self.large
         file = large.opened()
+        step = _PIECE if file.direct else PART
+        room = large.save.room if file.direct and not large.drawn.aligned else None
+        crc = 0
         with large.drawn.part(self.at, self.nbytes) as part:
-            crc = crc32(part) if large.save.way.digest else 0
-            room = large.save.room if file.direct and not large.drawn.aligned else None
-            large.save.stage.write_part(large.item.folder, file, part, self.at, room, large.save.gate)
+            for at in range(0, self.nbytes, step):
+                piece = part[at : at + step]
+                crc = crc32(piece, crc) if large.save.way.digest else 0
+                large.save.stage.write_part(large.item.folder, file, piece, self.at + at, room, large.save.gate)
         large.done(self.at, crc, self.nbytes)
 
 

@@ -32,13 +32,15 @@ from fastckpt.filesystems import FileSystem
 from fastckpt.staging import Stage
 
 _PART = 64 << 10
+_PIECE = 16 << 10
 DISK, MEMORY, REMOTE = FileSystem("disk"), FileSystem("memory", in_memory=True), FileSystem("far", remote=True)
 
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let small tensors be large ones, in several parts."""
+    """Let small tensors be large ones, in several parts of several pieces."""
     monkeypatch.setattr(writing, "PART", _PART)
+    monkeypatch.setattr(writing, "_PIECE", _PIECE)
     monkeypatch.setattr(writing, "_LARGE", 16 << 10)
 
 
@@ -115,6 +117,28 @@ def test_every_byte_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sum(told) == sum(own.values())
     assert max(told) <= max(_PART, own["sliced"], own["turned"], own["bfloat16 turned"], own["spread"])
     assert blobs(tmp_path / "s")["tied"] == bytes_of(saved["run"])
+    assert fastckpt.verify(tmp_path / "s")
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("system", [DISK, MEMORY])
+def test_pieces_past_the_page_cache_are_small_and_others_whole_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: FileSystem
+) -> None:
+    monkeypatch.setattr(ways, "filesystem_of", lambda _: system)
+    write_part, sizes = Stage.write_part, dict[bool, set[int]]()
+
+    def write(self: Stage, folder: str, file: _core.File, part: Any, *arguments: Any) -> None:
+        sizes.setdefault(file.direct, set()).add(len(part))
+        write_part(self, folder, file, part, *arguments)
+
+    monkeypatch.setattr(Stage, "write_part", write)
+    saved = {"odd": everything()["odd address"], "run": numbers(3 * _PART)}
+    fastckpt.save(saved, tmp_path / "s")
+    if system is DISK and True not in sizes:
+        pytest.skip("no O_DIRECT here")
+    assert [*sizes] == [system is DISK]
+    assert max(sizes[system is DISK]) == (_PIECE if system is DISK else _PART)
     assert fastckpt.verify(tmp_path / "s")
 
 
@@ -319,7 +343,7 @@ def test_more_than_the_page_cache_takes_passes_it_meanwhile(monkeypatch: pytest.
     assert len(asked) == 2, "not for a little"
     assert (little.direct, little.cached, little.copiers, little.threads) == (False, sys.maxsize, few.threads, busy)
     assert (few.direct, few.cached, few.copiers) == (False, room, few.threads)
-    assert (many.direct, many.cached, many.copiers, many.threads) == (False, room, busy, min(15, busy) + 8)
+    assert (many.direct, many.cached, many.copiers, many.threads) == (False, room, busy, min(24, busy) + 16)
     assert ways.way_for(0, 3, durable=False, digest=True, nbytes=room + 1).threads == 3
     assert ways.way_for(0, None, durable=True, digest=True, nbytes=room + 1).direct
     for system in (REMOTE, MEMORY):
@@ -331,7 +355,7 @@ def test_a_full_page_cache_is_passed_by_all(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ways, "writable", lambda: 0)
     monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
     way = ways.way_for(0, None, durable=False, digest=True, nbytes=1 << 30)
-    assert (way.direct, way.writeback, way.threads) == (True, False, min(15, len(os.sched_getaffinity(0))) + 8)
+    assert (way.direct, way.writeback, way.threads) == (True, False, min(24, len(os.sched_getaffinity(0))) + 16)
 
 
 def test_the_page_cache_has_room_for_so_much_and_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
