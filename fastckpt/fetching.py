@@ -29,9 +29,8 @@ Allocate = Callable[[list[int]], list[_core.Mapping]]
 PART = 4 << 20  # bytes that a thread reads at a time
 _RUN = 64 << 20  # bytes: blobs up to here share memory, so that they have huge pages; a larger one has its own
 _BATCH = 1 << 30  # bytes that are read before an interrupt is noticed
-_MAPPERS = (
-    4  # threads that may have twice as much mapped each: fewer maps, and still at most 64 MiB by all there can be
-)
+_MAPPERS = 4  # threads that may have more mapped each: fewer maps, and still at most 64 MiB by all there can be
+_HUGE = 2 << 20  # bytes of a huge page
 DEPTH = 8  # threads that read from a disk: what is asked at the same time, it can do at the same time
 WAITERS = 16  # threads that wait for a server
 SMALL = 16 << 10  # bytes: what is not larger is read through the page cache
@@ -148,8 +147,8 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]], *, mappe
         Map, a part at a time, what is in the page cache of this machine in huge pages.
     """
     threads, mapped = len(os.sched_getaffinity(0)), mapped and not filesystem_of(contents.fd).remote
-    step = 2 * PART if mapped and threads <= _MAPPERS else PART
-    parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, False, step)]
+    step, least = (2 * PART, _HUGE) if mapped and threads <= _MAPPERS else (PART, 1)
+    parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, False, step, least)]
     _read_parts(contents, parts, threads, mapped=mapped)
 
 
@@ -234,12 +233,18 @@ def runs(blobs: dict[str, int]) -> Iterator[list[str]]:
         yield run
 
 
-def _parts(contents: Contents, blob: str, memory: Any, direct: bool, step: int = PART) -> Iterator[Part]:
+def _parts(
+    contents: Contents, blob: str, memory: Any, direct: bool, step: int = PART, least: int = 1
+) -> Iterator[Part]:
+    """Cut a blob; a rest of less than `least` bytes goes with the part before it."""
     view, nbytes = memoryview(memory).cast("B"), memoryview(memory).nbytes
     path, begin, size = contents.part(blob, nbytes)
-    for at in range(0, nbytes, step):
-        room = -(-min(step, nbytes - at) // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
-        yield path, begin + at, view[at : at + step], size, room
+    at = 0
+    while at < nbytes:
+        end = at + step if at + step + least <= nbytes else nbytes
+        room = -(-(end - at) // _core.DIRECT_ALIGN) * _core.DIRECT_ALIGN if direct else 0
+        yield path, begin + at, view[at:end], size, room
+        at = end
 
 
 def _batches(parts: list[Part]) -> Iterator[list[Part]]:

@@ -32,7 +32,8 @@ _COLD = {
 
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
 _READERS = 16
-_WORTH_A_THREAD = 40  # folders
+_WORTH_A_THREAD = 40  # folders,
+_WORTH_WAITING = 4  # or so few where their files come from the disk
 _FEW = 400  # blobs: who only maps them waits for whoever else does (mmap_lock), and is faster alone
 _DEPTH = 50  # slashes in a key of others
 _NO_ENTRY = -errno.ENOENT
@@ -197,7 +198,7 @@ class Folders:
     def _scan(
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[bytes | int, int | _core.Mapping]]:
-        threads = min(self._readers(folders), -(-len(folders) // (_WORTH_A_THREAD if metas else _FEW)))
+        threads = self._readers(folders) if metas else min(len(os.sched_getaffinity(0)), -(-len(folders) // _FEW))
         maps = len(folders) <= MAP_LIMIT if look == "all" else look != "none"
         cold = _COLD.get(look, 0)
         return _core.scan(self.fd, folders, map=maps, cold=cold, metas=metas, threads=threads, most=MAP_LIMIT)
@@ -206,7 +207,8 @@ class Folders:
         """How many threads: where files must come from the disk, each waits for its own."""
         samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
         cold = any(not _core.is_resident(self.fd, f"{folder}/{META}") for folder in samples)
-        return _READERS if cold else len(os.sched_getaffinity(0))
+        most, worth = (_READERS, _WORTH_WAITING) if cold else (len(os.sched_getaffinity(0)), _WORTH_A_THREAD)
+        return min(most, -(-len(folders) // worth))
 
 
 def _fitting(given: Meta, size: int, where: str) -> Meta:
