@@ -26,7 +26,8 @@ from fastckpt.ways import PageCache, Way
 __all__ = ["PART", "Progress", "write_items"]
 
 PART = 4 << 20  # bytes: a thread's share at a time
-_PIECE = 1 << 20  # bytes that it digests, copies where they are not aligned, and writes past the page cache at a time
+_PIECE = 1 << 20  # bytes that it digests, copies where they are not aligned, and writes past the page cache at a time;
+_MANY = 8  # but all of its share where there are fewer threads than this to keep the device busy
 _LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
 _AHEAD = 3  # of so many threads one has its piece ready, and waits until another's is written
 _RUN = 32  # small tensors that one call writes, of together at most _LARGE bytes
@@ -86,7 +87,8 @@ class _Save:
         self.digests: dict[str, str | None] = {}
         self.cache = PageCache(way)
         self.gate = _core.Gate(way.threads - way.threads // _AHEAD)
-        size = _PIECE if way.direct else PART  # the page cache takes more at a time
+        self.piece = _PIECE if way.threads >= _MANY else PART
+        size = self.piece if way.direct else PART  # the page cache takes more at a time
         self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages: see ARCHITECTURE.md
         self._own = threading.local()
 
@@ -271,7 +273,7 @@ class _Part:
     def __call__(self) -> None:
         large = self.large
         file = large.opened()
-        step = _PIECE if file.direct else PART
+        step = large.save.piece if file.direct else PART
         room = large.save.room if file.direct and not large.drawn.aligned else None
         crc = 0
         with large.drawn.part(self.at, self.nbytes) as part:

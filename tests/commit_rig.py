@@ -101,7 +101,6 @@ CASES: dict[str, tuple[Any, Any]] = {
 #: order. And "lax": not durable.
 WAYS = ("each", "syncfs", "direct", "direct-syncfs", "renames", "lockfile")
 _PART = 512 << 10  # bytes, where large blobs are to have several
-_PIECE = 128 << 10
 _PATIENCE = 20  # seconds that a child may take
 
 
@@ -229,7 +228,6 @@ def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool 
         patch(ways, "filesystem_of", lambda fd: FileSystem("one that takes O_DIRECT"))
     if "direct" in way or way == "lax":
         patch(writing, "PART", _PART)
-        patch(writing, "_PIECE", _PIECE)
     if way in ("renames", "lockfile"):
         really = for_good and seccomp.NUMBERS and seccomp.forbid("renameat2", errno.EINVAL)
         if not really:

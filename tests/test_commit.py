@@ -617,7 +617,7 @@ def at_step(wanted: str, number: int) -> Callable[[int, str], None]:
         *((way, "mkdir", 2, "run") for way in ("direct", "direct-syncfs")),
         *((way, "File", 1, "run/out") for way in ("direct", "direct-syncfs")),
         ("direct", "File.write", 2, "run/out"),
-        ("direct", "File.write", 12, "turned/out"),
+        ("direct", "File.write", 4, "turned/out"),
         ("direct", "File.finish", 1, "run/out"),
         ("direct", "File.finish", 2, "turned/out"),
         ("direct", "write", 1, "run/meta"),

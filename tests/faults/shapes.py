@@ -279,7 +279,6 @@ def main(name: str, path: str, mutant: str = "") -> None:
     rig.prepare(shape.way, setattr)
     if "direct" in shape.way:
         writing.PART = writing._LARGE = _PART
-        writing._PIECE = _PART // 2
     if mutant:
         MUTANTS[mutant].apply()
     below = [fd for fd, what in rig.descriptors().items() if what.startswith(os.path.dirname(path))]
