@@ -32,10 +32,10 @@ from pages import maps_of
 import fastckpt
 from fastckpt.bench import machine, measuring, plots, rivals, training, worker
 from fastckpt.bench.bars import Row, rows
-from fastckpt.bench.catalogue import LIMIT, RIVALS, takes_part
+from fastckpt.bench.catalogue import KEPT, LIMIT, RIVALS, takes_part
 from fastckpt.bench.children import Child
 from fastckpt.bench.command import _chosen
-from fastckpt.bench.figures import OPS, figures, missing, prefixed
+from fastckpt.bench.figures import OPS, bar_cells, figures, missing, prefixed
 from fastckpt.bench.limits import Limits
 from fastckpt.bench.report import markdown
 from fastckpt.bench.results import done as measured_in
@@ -125,6 +125,8 @@ def test_the_document_has_all_fields(document: dict[str, Any]) -> None:
         assert "error" not in found["gpt2", op, "fastckpt"]
     assert found["gpt2", "save_durable", "torch"]["runs"][0]["resident_after"] > 0.9
     assert {"bytes", "depth"} <= set(found["gpt2", "into", "limit"]["runs"][0])
+    for op, side in (("save", LIMIT), ("save_durable", LIMIT), ("save_durable", KEPT), ("cold", LIMIT), ("cold", KEPT)):
+        assert [run["bytes"] for run in found["gpt2", op, side]["runs"]], (op, side)
     assert found["gpt2", "load", "fastckpt"]["runs"][0]["resident_before"] > 0.99
 
 
@@ -156,7 +158,9 @@ def test_all_sides_read_the_same_bytes(document: dict[str, Any]) -> None:
     sums = {
         (result["workload"], result["op"]): {run["sum"] for run in result["runs"]}
         for result in document["results"]
-        if result["op"] in ("touch", "cold", "into") and result["rival"] != "limit" and not result.get("error")
+        if result["op"] in ("touch", "cold", "into")
+        and result["rival"] not in (LIMIT, KEPT)
+        and not result.get("error")
     }
     assert sums["gpt2", "touch"] == sums["gpt2", "cold"] == sums["gpt2", "into"]
     assert all(len(found) == 1 for found in sums.values())
@@ -314,6 +318,27 @@ def test_a_durable_save_is_held_against_limit_rivals_and_torch() -> None:
     assert (fastest.need, fastest.got, fastest.verdict) == (1.0, near(1.2), "pass")  # 1.3 is out of reach
     assert (torch.got, torch.verdict) == (near(1.9), "short")
     assert found["durable save, Llama-like", "the direct-write limit"].verdict == "not measured"
+
+
+def test_what_the_bare_work_reaches_stands_beside_what_was_measured() -> None:
+    found = judged(
+        result("gpt2", "cold", LIMIT, 1.0),
+        result("gpt2", "cold", KEPT, 1.25),
+        result("gpt2", "cold", "fastckpt", 1.6),
+        result("gpt2", "cold", "safetensors", 2.0),
+        result("gpt2", "load", LIMIT, 0.5),
+        result("gpt2", "load", "fastckpt", 1.0),
+        result("gpt2", "load", "fastckpt-index", 1.0),
+        result("gpt2", "load", "safetensors", 2.0),
+    )
+    limit = found["load and touch, cold, GPT-2", "the direct-read limit"]
+    assert (limit.got, limit.bare, limit.verdict) == (near(0.625), near(0.8), "short")
+    against = [row for (what, who), row in found.items() if who == "safetensors" and "cold" in what]
+    assert [row.bare for row in against if row.got is not None] == [near(1.6)]
+    load = found["load to a dict, warm, GPT-2", "safetensors"]
+    assert (load.got, load.bare) == (near(2.0), near(4.0))
+    assert found["load to a dict, warm, GPT-2, indexed", "safetensors"].bare is None
+    assert bar_cells(limit)[3:] == ("0.62×", "0.80×", "short")
 
 
 def test_more_is_asked_of_a_durable_save_where_the_device_allows_it() -> None:
@@ -591,7 +616,7 @@ def test_workloads_are_what_they_say(size: str) -> None:
 
 def test_turns_are_counted() -> None:
     options = Options(Path(), "tiny", 2, ("size",), ("fastckpt", "torch"))
-    assert turns(options) == 3 * (2 * 3 + 2)  # three operations by two sides, two of them with a limit
+    assert turns(options) == 3 * (2 * 3 + 4)  # three operations by two sides, two of them with two limits
     assert takes_part(RIVALS["torch"], "load", ())
     assert not takes_part(RIVALS["torch"], "load", ("fastckpt",))
 
@@ -600,7 +625,8 @@ def test_figures_put_the_limit_first_and_failures_last(document: dict[str, Any])
     for _, _, found in figures(document):
         errors = [bool(figure.error) for figure in found]
         assert errors == sorted(errors)
-        assert all(figure.side != "limit" for figure in found[1:] if not found[0].error)
+        limits = [figure.side for figure in found if figure.side in (LIMIT, KEPT) and not figure.error]
+        assert limits == [figure.side for figure in found[: len(limits)]] == [LIMIT, KEPT][: len(limits)]
     assert [prefixed(seconds) for seconds in (1.234, 0.0123, 4.56e-5)] == ["1.23 s", "12.3 ms", "45.6 µs"]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastckpt.bench.catalogue import LIMIT
+from fastckpt.bench.catalogue import KEEPING, KEPT, LIMIT
 
 __all__ = ["ABSENT", "Row", "rows"]
 
@@ -42,6 +42,9 @@ class Row:
         "x" for ratios, "MiB" for memory and bytes.
     why : str
         Why nothing was measured.
+    bare : float or None
+        What who does only the bare work reaches in the same rounds: moves as many bytes between the device and memory
+        that holds them all, or opens the same files.
     """
 
     what: str
@@ -51,6 +54,7 @@ class Row:
     most: bool = False
     unit: str = "x"
     why: str = ""
+    bare: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -90,7 +94,7 @@ class _Found:
         return [
             side
             for at, by, side in self._results
-            if (at, by) == (workload, op) and side not in (_OURS, _INDEXED, LIMIT) and self.runs(at, by, side)
+            if (at, by) == (workload, op) and side not in (_OURS, _INDEXED, LIMIT, KEPT) and self.runs(at, by, side)
         ]
 
     def fastest(self, workload: str, op: str) -> tuple[str, float | None]:
@@ -98,6 +102,10 @@ class _Found:
         found = [(ratio, side) for side in self.rivals(workload, op) if (ratio := self.faster(workload, op, side))]
         ratio, side = min(found, default=(None, "the fastest rival"))
         return side, ratio
+
+    def barely(self, workload: str, op: str, side: str) -> float | None:
+        """Say how many times as fast as a side the bare work was."""
+        return self.faster(workload, op, side, KEPT if op in KEEPING else LIMIT)
 
     def of_limit(self, workload: str, op: str, side: str = _OURS) -> float | None:
         """Say which part of the limit's rate a side reached."""
@@ -144,16 +152,19 @@ def _durable(found: _Found) -> Iterable[Row]:
         room = found.of_limit(workload, op, side)
         need = 1.3 if room is not None and 1 / room >= _DEVICE_ALLOWS else 1.0
         why = found.why(workload, op, _OURS)
-        yield Row(what, "the direct-write limit", 0.85, found.of_limit(workload, op), why=why)
-        yield Row(what, side, need, ratio, why=why)
-        yield Row(what, "torch.save + fsync", 2.0, found.faster(workload, op, "torch"), why=why)
+        limit, ours = "the direct-write limit", found.of_limit(workload, op)
+        yield Row(what, limit, 0.85, ours, why=why, bare=found.of_limit(workload, op, KEPT))
+        yield Row(what, side, need, ratio, why=why, bare=found.barely(workload, op, side))
+        torch, bare = found.faster(workload, op, "torch"), found.barely(workload, op, "torch")
+        yield Row(what, "torch.save + fsync", 2.0, torch, why=why, bare=bare)
 
 
 def _fastest(op: str, words: str, need: float, workloads: Iterable[str]) -> Callable[[_Found], Iterable[Row]]:
     def promise(found: _Found) -> Iterable[Row]:
         for workload in workloads:
             side, ratio = found.fastest(workload, op)
-            yield Row(f"{words}, {_title(found, workload)}", side, need, ratio, why=found.why(workload, op, _OURS))
+            what, bare = f"{words}, {_title(found, workload)}", found.barely(workload, op, side)
+            yield Row(what, side, need, ratio, why=found.why(workload, op, _OURS), bare=bare)
 
     return promise
 
@@ -165,7 +176,8 @@ def _against(
         for workload in workloads:
             ratio = found.faster(workload, op, side, ours)
             what = f"{words}, {_title(found, workload)}{', indexed' if ours == _INDEXED else ''}"
-            yield Row(what, side, need, ratio, why=found.why(workload, op, ours, side))
+            bare = found.barely(workload, op, side) if ours == _OURS else None  # an index spares opens
+            yield Row(what, side, need, ratio, why=found.why(workload, op, ours, side), bare=bare)
 
     return promise
 
@@ -179,8 +191,8 @@ def _of_limit(
         for workload in workloads:
             part = found.of_limit(workload, op)
             got = 1 / part if most and part else part
-            why = found.why(workload, op, _OURS)
-            yield Row(f"{words}, {_title(found, workload)}", limit, need, got, most, why=why)
+            what, why = f"{words}, {_title(found, workload)}", found.why(workload, op, _OURS)
+            yield Row(what, limit, need, got, most, why=why, bare=found.of_limit(workload, op, KEPT))
 
     return promise
 

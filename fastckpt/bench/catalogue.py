@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LIMIT", "LIMITS", "QUICK", "RIVALS", "SAVES", "Rival", "takes_part"]
+__all__ = ["KEEPING", "KEPT", "LIMIT", "LIMITS", "QUICK", "RIVALS", "SAVES", "Rival", "takes_part"]
 
-LIMIT = "limit"  # the name under which limits stand among the rivals' results
+LIMIT = "limit"  # the name under which limits stand among the rivals' results,
+KEPT = "limit-kept"  # and the device's with memory for all of it, where those use the same few buffers again and again
 _PLAIN = frozenset({"save_durable", "save", "train_durable"})
 SAVES = _PLAIN | {"save_async", "train_async"}
 _LOADS = frozenset({"load", "touch", "cold", "into"})
@@ -16,6 +17,7 @@ _GPU = frozenset({"gpu", "gpu_cold"})
 #: What is measured beside an operation, in the same rounds: the limit that it is compared with.
 LIMITS = {
     "save_durable": "direct_write",
+    "save": "cached_write",
     "save_async": "memcpy",
     "load": "opens",
     "cold": "direct_read",
@@ -23,6 +25,10 @@ LIMITS = {
     "gpu": "pinned",
     "gpu_cold": "direct_read",
 }
+
+
+#: Operations that have the limit KEPT too, but for many small files.
+KEEPING = ("save_durable", "cold")
 
 
 @dataclass(frozen=True)

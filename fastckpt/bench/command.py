@@ -59,7 +59,7 @@ def bench(**options: Any) -> None:
                              "calls", "resident_before"?, "resident_after"?,
                              "sum"?, "total"?, "bytes"?, "depth"?,
                              "kept"?, "lost"?}]}],
-      "bars": [{"what", "against", "need", "most", "got", "unit", "verdict", "why"}]}
+      "bars": [{"what", "against", "need", "most", "got", "bare", "unit", "verdict", "why"}]}
     Memory and data are in bytes; "limit" among the rivals is what the device or
     memory can do.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fastckpt.bench.bars import Row, rows
-from fastckpt.bench.catalogue import LIMIT, LIMITS, RIVALS
+from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, RIVALS
 
 __all__ = ["HEADINGS", "OPS", "Figure", "bar_cells", "figures", "missing", "prefixed", "verdicts"]
 
@@ -31,10 +31,12 @@ HEADINGS = (
     *("side", "median", "least … most", "GB/s", "times ours"),
     *("peak MiB", "anon MiB", "read MB", "calls", "cached", "training kept", "training lost"),
 )
+_LIMITS = (LIMIT, KEPT)
 _NOBODY: list[Mapping[str, Any]] = []
 _LIMIT_NAMES = {
     "direct_write": "limit: direct write",
     "direct_read": "limit: direct read",
+    "cached_write": "limit: write to the page cache",
     "memcpy": "limit: memcpy",
     "opens": "limit: open, read or map alone, in C",
     "pinned": "limit: pinned memcpy",
@@ -83,7 +85,7 @@ class Figure(NamedTuple):
         if self.error:
             return (self.title, self.error, *[""] * (len(HEADINGS) - 2))
         median, least, most = map(prefixed, self.seconds)
-        limit = self.side == LIMIT
+        limit = self.side in _LIMITS
         rate = "" if self.op in ("load", "one", "rows", "save_async") and not limit else f"{self.rate / 1e9:.2f}"
         memory = ("", "") if limit else (f"{self.peak / 2**20:,.0f}", f"{self.anon / 2**20:,.0f}")
         cached = "" if self.cached is None else f"{self.cached:.0%}"
@@ -102,16 +104,18 @@ def figures(document: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Figure
     for (workload, op), results in groups.items():
         ours = next((result["runs"] for result in results if result["rival"] == "fastckpt"), _NOBODY)
         made = [_figure(result, workloads[workload], ours) for result in results]
-        made.sort(key=lambda figure: (bool(figure.error), figure.side != LIMIT, figure.seconds))
+        made.sort(key=lambda figure: (bool(figure.error), figure.side != LIMIT, figure.side != KEPT, figure.seconds))
         yield workload, op, made
 
 
 def bar_cells(row: Row) -> tuple[str, ...]:
-    """Give a promise as texts: what, against whom, the bar, what was measured, the verdict."""
+    """Give a promise as texts: what, against whom, the bar, what was measured, what the bare work reaches, the
+    verdict."""
     sign = "≤" if row.most else "≥"
     unit = "×" if row.unit == "x" else f" {row.unit}"
     got = row.why if row.got is None else f"{row.got:.2f}{unit}"
-    return row.what, row.against, f"{sign} {row.need:g}{unit}", got, row.verdict
+    bare = "" if row.bare is None else f"{row.bare:.2f}{unit}"
+    return row.what, row.against, f"{sign} {row.need:g}{unit}", got, bare, row.verdict
 
 
 def verdicts(document: Mapping[str, Any]) -> tuple[list[Row], str]:
@@ -137,7 +141,8 @@ def prefixed(seconds: float) -> str:
 
 def _figure(result: Mapping[str, Any], workload: Mapping[str, Any], ours: list[Mapping[str, Any]]) -> Figure:
     name, op, runs = result["rival"], result["op"], result["runs"]
-    title = _LIMIT_NAMES.get(LIMITS.get(op, ""), "limit") if name == LIMIT else RIVALS[name].title
+    title = _LIMIT_NAMES.get(LIMITS.get(op, ""), "limit") if name in _LIMITS else RIVALS[name].title
+    title += ", of memory for all of it" * (name == KEPT)
     if name == LIMIT and workload["name"] == "small" and op == "cold":
         title = "limit: open and read alone, in C"
     figure = Figure(result["workload"], op, name, title, error=result.get("error", ""))
@@ -148,7 +153,7 @@ def _figure(result: Mapping[str, Any], workload: Mapping[str, Any], ours: list[M
     return figure._replace(
         seconds=(seconds["median"], seconds["min"], seconds["max"]),
         rate=runs[0].get("bytes", workload["bytes"]) / max(seconds["median"], 1e-9),
-        ratio=None if name == LIMIT else _ratio(runs, ours),
+        ratio=None if name in _LIMITS else _ratio(runs, ours),
         cached=_median(runs, "resident_after"),
         kept=_median(runs, "kept"),
         lost=_median(runs, "lost"),

@@ -1,7 +1,8 @@
 """What the device and the memory allow, measured in the same rounds as everybody else.
 
 Direct writes and reads go around the page cache in several threads, from and to huge pages, at the depth (threads,
-bytes of a piece) that is the best for as many bytes. memcpy is numpy's, in as many threads as there are processors,
+bytes of a piece) that is the best for as many bytes: with a few buffers that are used again and again, and with memory
+for all of it. memcpy is numpy's, in as many threads as there are processors,
 between touched memory of ordinary pages like a tensor's.
 """
 
@@ -16,8 +17,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,11 +34,15 @@ _PINNED = 1024 * _MIB  # bytes copied to a GPU at most; what is larger is compar
 _SHARE = 4  # of the memory that is available a fourth is copied at most, to as much again
 _DEPTHS = tuple((threads, mebibytes * _MIB) for threads, mebibytes in ((2, 16), (4, 16), (8, 4), (16, 4), (16, 1)))
 _TRIES = 2  # with each depth, before the first round; the better one counts
+_FILE, _PIECE = 16 * _MIB, 4 * _MIB  # bytes of a file, and of a write, through the page cache
 _OPENERS = 16  # threads that open small files
 _ALL = 1 << 62  # bytes: no file has more
 _ALIGNMENT = 4096
 _HUGE = 2 * _MIB  # a huge page
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
+_Place: TypeAlias = Callable[[int, int], memoryview]  # where a thread has the bytes at an offset
+_Memory: TypeAlias = Callable[[int], _Place]
+_Move: TypeAlias = Callable[[int, tuple[int, int], _Place], dict[str, Any]]  # size, depth, place
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
@@ -50,15 +56,42 @@ class Limits:
 
     def direct_write(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Write a new file around the page cache, and make it durable."""
-        size = _whole(nbytes)
-        return self._at_best_depth("direct_write", size, lambda depth: self._write(path, size, depth))
+        return self._at_best_depth("direct_write", nbytes, partial(self._write, path))
+
+    def direct_write_kept(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """The same from memory that holds all of it, as that of who saves does."""
+        return self._at_best_depth("direct_write", nbytes, partial(self._write, path), _for_all_of_it)
 
     def direct_read(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Read a file around the page cache; the first time it is written before."""
-        size = _whole(nbytes)
-        if not path.exists() or path.stat().st_size != size:
-            self._write(path, size, _DEPTHS[0])
-        return self._at_best_depth("direct_read", size, lambda depth: self._read(path, size, depth))
+        return self._at_best_depth("direct_read", nbytes, partial(self._read, path))
+
+    def direct_read_kept(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """The same into memory that can hold all of it, touched before, as that of who loads must."""
+        return self._at_best_depth("direct_read", nbytes, partial(self._read, path), _for_all_of_it)
+
+    def cached_write(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """Write empty files through the page cache, a thread to a file, in as many as there are processors."""
+        size, threads = _whole(nbytes), len(os.sched_getaffinity(0))
+        whole = _for_all_of_it(size)
+        share = max(_ALIGNMENT, min(_FILE, _whole(size // threads)))
+        files = [path.with_name(f"cached-{at}") for at in range(0, size, share)]
+        fds = [os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) for file in files]
+        try:
+
+            def write(worker: int, number: int) -> None:
+                at, end = number * share, min(number * share + share, size)
+                for done in range(at, end, _PIECE):
+                    view = whole(worker, done)[: min(_PIECE, end - done)]
+                    assert os.pwrite(fds[number], view, done - at) == len(view)
+
+            with _sharing(threads, range(len(fds))) as shared:
+                found, _ = measured(lambda: shared(write))
+        finally:
+            for fd in fds:
+                os.ftruncate(fd, 0)  # nobody has to write it any more
+                os.close(fd)
+        return {**found, "bytes": size, "depth": f"{threads} threads, {len(fds)} files"}
 
     def memcpy(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
         """Copy memory to memory, all of it touched before."""
@@ -112,17 +145,21 @@ class Limits:
         found, _ = measured(copy)
         return {**found, "bytes": size, "depth": "pinned"}
 
-    def _at_best_depth(self, op: str, size: int, work: Callable[[tuple[int, int]], dict[str, Any]]) -> dict[str, Any]:
+    def _at_best_depth(self, op: str, nbytes: int, work: _Move, memory: _Memory | None = None) -> dict[str, Any]:
+        size = _whole(nbytes)
         if (op, size) not in self._depths:
-            tried = {depth: min(work(depth)["seconds"] for _ in range(_TRIES)) for depth in _DEPTHS}
+            tried = {
+                depth: min(work(size, depth, self._some_buffers(*depth))["seconds"] for _ in range(_TRIES))
+                for depth in _DEPTHS
+            }
             self._depths[op, size] = min(tried, key=lambda depth: tried[depth])
         depth = self._depths[op, size]
-        return {**work(depth), "bytes": size, "depth": f"{depth[0]} threads of {depth[1] // _MIB} MiB"}
+        place = self._some_buffers(*depth) if memory is None else memory(size)
+        return {**work(size, depth, place), "bytes": size, "depth": f"{depth[0]} threads of {depth[1] // _MIB} MiB"}
 
-    def _write(self, path: Path, size: int, depth: tuple[int, int]) -> dict[str, Any]:
+    def _write(self, path: Path, size: int, depth: tuple[int, int], place: _Place) -> dict[str, Any]:
         path.unlink(missing_ok=True)
         threads, piece = depth
-        buffers = self._some_buffers(threads, piece)
 
         def open_file() -> int:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600)
@@ -130,27 +167,37 @@ class Limits:
             return fd
 
         def write(fd: int, worker: int, at: int) -> None:
-            view = buffers[worker][: min(piece, size - at)]
+            view = place(worker, at)[: min(piece, size - at)]
             assert os.pwrite(fd, view, at) == len(view)
 
         return _moved(open_file, write, range(0, size, piece), threads)
 
-    def _read(self, path: Path, size: int, depth: tuple[int, int]) -> dict[str, Any]:
+    def _read(self, path: Path, size: int, depth: tuple[int, int], place: _Place) -> dict[str, Any]:
+        if not path.exists() or path.stat().st_size != size:
+            self._write(path, size, _DEPTHS[0], self._some_buffers(*_DEPTHS[0]))
         threads, piece = depth
-        buffers = self._some_buffers(threads, piece)
 
         def read(fd: int, worker: int, at: int) -> None:
-            view = buffers[worker][: min(piece, size - at)]
+            view = place(worker, at)[: min(piece, size - at)]
             assert os.preadv(fd, [view], at) == len(view)
 
         return _moved(lambda: os.open(path, os.O_RDONLY | os.O_DIRECT), read, range(0, size, piece), threads)
 
-    def _some_buffers(self, threads: int, piece: int) -> list[memoryview]:
+    def _some_buffers(self, threads: int, piece: int) -> _Place:
         """Give each thread a buffer; the same ones as long as they are large enough."""
         if len(self._buffers) < threads or len(self._buffers[0]) < piece:
             whole = _huge_pages(threads * piece)
             self._buffers = [whole[at : at + piece] for at in range(0, threads * piece, piece)]
-        return self._buffers
+        buffers = self._buffers
+        return lambda worker, at: buffers[worker]  # noqa: ARG005
+
+
+def _for_all_of_it(size: int) -> _Place:
+    """Give each byte a place of its own."""
+    if size > available() // 2:
+        raise RuntimeError(f"needs {size:,} bytes of memory")
+    whole = _huge_pages(size)
+    return lambda worker, at: whole[at:]  # noqa: ARG005
 
 
 def _whole(nbytes: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from fastckpt.bench.catalogue import LIMIT, LIMITS, RIVALS
+from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, RIVALS
 from fastckpt.bench.figures import Figure, figures
 
 __all__ = ["check", "draw"]
@@ -51,7 +51,7 @@ _COUNTS = (("load", "warm load to a dict"), ("save_durable", "durable save"))
 _LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _SIZES = (("save_durable", "durable save"), ("cold", "cold load, all read"), ("touch", "warm load, all touched"))
 _LIMIT_WORDS = {"direct_write": "device: direct write", "direct_read": "device: direct read", "memcpy": "memcpy"}
-_LIMIT_WORDS["opens"] = "files opened alone"
+_LIMIT_WORDS |= {"opens": "files opened alone", "cached_write": "page cache: write"}
 
 
 def check() -> None:
@@ -80,7 +80,8 @@ def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
     plt = importlib.import_module("matplotlib.pyplot")
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
     found = {
-        (workload, op): [figure for figure in some if not figure.error] for workload, op, some in figures(document)
+        (workload, op): [figure for figure in some if not (figure.error or figure.side == KEPT)]
+        for workload, op, some in figures(document)
     }
     titles = {workload["name"]: workload["title"] for workload in document["workloads"]}
     folder.mkdir(parents=True, exist_ok=True)

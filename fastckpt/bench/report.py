@@ -25,8 +25,12 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
 - **memory**: 1.25 times the workload's bytes are used and freed before the clock starts, or whoever comes next would
   pay for what the host of a virtual machine has taken back meanwhile.
 - **limits** are measured in the same rounds, with as many bytes (to a GPU: at most 1 GiB); the device's at the best of
-  five depths. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads the
-  same in as many threads as processors, files of more than 16 KiB being mapped.
+  five depths: with a few buffers that are used again and again, which no save or load can do, and from or into memory
+  for all of it. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads
+  the same in as many threads as processors, files of more than 16 KiB being mapped. For saves without sync it is files
+  of 16 MiB, written in as many threads.
+- **bare work**, of a promise: what such a limit reaches in the same rounds, the device's with memory for all of it.
+  Where that falls short of a bar, no save or load of these bytes reaches it on this machine.
 - **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
   the save; **training kept** is the part of its undisturbed rate that it kept during the save, **training lost** the
   seconds that it did not get. The time is the save's, with the training beside it."""
@@ -73,7 +77,8 @@ def _bars(document: Mapping[str, Any]) -> Iterator[str]:
     size = document["size"]
     of_size = "" if size == "full" else f" The promises are of the full sizes, and this run is {size}."
     yield from ("## What was promised", "", f"{summary}.{of_size}", "")
-    yield from _table(("what", "against", "bar", "measured", ""), [_emphasised(bar_cells(row)) for row in rows])
+    headings = ("what", "against", "bar", "measured", "bare work", "")
+    yield from _table(headings, [_emphasised(bar_cells(row)) for row in rows])
 
 
 def _emphasised(cells: tuple[str, ...]) -> tuple[str, ...]:

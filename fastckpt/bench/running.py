@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastckpt.bench import machine
-from fastckpt.bench.catalogue import LIMIT, LIMITS, RIVALS, SAVES, Rival, takes_part
+from fastckpt.bench.catalogue import KEEPING, KEPT, LIMIT, LIMITS, RIVALS, SAVES, Rival, takes_part
 from fastckpt.bench.children import Child
 from fastckpt.bench.measuring import evict, resident, warm
 from fastckpt.bench.results import compare_sums, summed
@@ -90,7 +90,8 @@ def run(options: Options, watch: Watch, keep: Callable[[Document], object]) -> D
 def turns(options: Options) -> int:
     """Say how many measurements there will be, at most."""
     return sum(
-        (options.rounds + 1) * (sum(takes_part(side, op, w.rivals) for side in options.sides()) + (op in LIMITS))
+        (options.rounds + 1)
+        * (sum(takes_part(side, op, w.rivals) for side in options.sides()) + (op in LIMITS) + (op in KEEPING))
         for w in options.chosen()
         for op in w.ops
     )
@@ -138,7 +139,7 @@ class _Bench:
             who = [side.name for side in self._sides if takes_part(side, op, workload.rivals)]
             if op in _GPU and not self._has_gpu(workload, op):
                 continue
-            who += [LIMIT] if who and self._limit_of(workload, op) else []
+            who += [name for name in (LIMIT, KEPT) if who and self._limit_of(workload, op, name)]
             for round_ in range(self._options.rounds + 1):
                 for name in who[round_ % max(1, len(who)) :] + who[: round_ % max(1, len(who))]:
                     self._watch(f"{workload.title}: {op}, {name}")
@@ -169,9 +170,11 @@ class _Bench:
     def _child(self, name: str) -> Child:
         return Child(name, self._room.path / f"{name}.log")
 
-    def _limit_of(self, workload: Workload, op: str) -> str | None:
+    def _limit_of(self, workload: Workload, op: str, name: str) -> str | None:
         """Name the limit that an operation is measured against; many small files have another than the device."""
         limit = "floor" if workload.name == "small" and op == "cold" else LIMITS.get(op)
+        if name == KEPT:
+            return f"{limit}_kept" if op in KEEPING and limit != "floor" else None
         return limit if limit not in _OF_OURS or self._missing.get("fastckpt", "") is None else None
 
     def _has_gpu(self, workload: Workload, op: str) -> bool:
@@ -192,12 +195,12 @@ class _Bench:
             found["runs"].append(answer)
 
     def _measure(self, workload: Workload, op: str, name: str, round_: int) -> dict[str, Any]:
-        if name == LIMIT:
-            limit = self._limit_of(workload, op)
+        if name in (LIMIT, KEPT):
+            limit = self._limit_of(workload, op, name)
             assert limit is not None
             path = self._target("fastckpt", workload) if limit in _OF_OURS else self._limit_file
             before = self._prepared(workload, "fastckpt", path, limit == "floor") if limit in _OF_OURS else {}
-            return {**self._ask(name, workload, limit, path, round_), **before}
+            return {**self._ask(LIMIT, workload, limit, path, round_), **before}
         if op in SAVES:
             return self._save(workload, op, name, round_)
         path = self._target(RIVALS[name].family, workload)

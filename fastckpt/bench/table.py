@@ -13,14 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fastckpt.bench.bars import ABSENT
-from fastckpt.bench.catalogue import LIMIT
+from fastckpt.bench.catalogue import KEPT, LIMIT
 from fastckpt.bench.figures import HEADINGS, OPS, bar_cells, figures, missing, verdicts
 from fastckpt.rendering import Column, print_table
 
 __all__ = ["print_document", "watched"]
 
 _STYLES = {"pass": "green", "short": "bold red", "not measured": "dim"}
-_SIDES = {"fastckpt": "bold green", "fastckpt-index": "green", LIMIT: "cyan"}
+_SIDES = {"fastckpt": "bold green", "fastckpt-index": "green", LIMIT: "cyan", KEPT: "cyan"}
 
 
 def print_document(document: Mapping[str, Any]) -> None:
@@ -51,7 +51,8 @@ def _print_bars(document: Mapping[str, Any], terminal: bool, of_size: str) -> No
         Console(highlight=False).print(Text(f"\nWhat was promised{of_size}", style="bold"))
         measured = (row for row, of in zip(cells, rows, strict=True) if of.why != ABSENT or of.got is not None)
         cells = [(*row[1:-1], Text(row[-1], style=_STYLES[row[-1]])) for row in measured]
-    headings = (Column("what"), Column("against"), Column("bar", right=True), Column("measured"), Column("verdict"))
+    names = ("what", "against", "bar", "measured", "bare work", "verdict")
+    headings = [Column(name, right=name == "bar") for name in names]
     print_table(headings, cells, summary)
 
 
