@@ -30,7 +30,7 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
   the same in as many threads as processors, files of more than 16 KiB being mapped. For saves without sync it is files
   of 16 MiB, written in as many threads.
 - **bare work**, of a promise: what such a limit reaches in the same rounds, the device's with memory for all of it.
-  Where that falls short of a bar, no save or load of these bytes reaches it on this machine.
+  It is what the machine gives for these bytes; a save may pass it, if it copies through a few buffers.
 - **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
   the save; **training kept** is the part of its undisturbed rate that it kept during the save, **training lost** the
   seconds that it did not get. The time is the save's, with the training beside it."""
