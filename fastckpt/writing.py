@@ -87,7 +87,7 @@ class _Save:
         self.digests: dict[str, str | None] = {}
         self.cache = PageCache(way)
         self.gate = _core.Gate(way.threads - way.threads // _AHEAD)
-        self.piece = _PIECE if way.threads >= _MANY else PART
+        self.piece = min(_PIECE, PART) if way.threads >= _MANY else PART
         size = self.piece if way.direct else PART  # the page cache takes more at a time
         self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages: see ARCHITECTURE.md
         self._own = threading.local()

@@ -2,8 +2,8 @@
 
 Direct writes and reads go around the page cache in several threads, from and to huge pages, at the depth (threads,
 bytes of a piece) that is the best for as many bytes: with a few buffers that are used again and again, and with memory
-for all of it. memcpy is numpy's, in as many threads as there are processors,
-between touched memory of ordinary pages like a tensor's.
+for all of it. memcpy is numpy's, in as many threads as there are processors, between touched memory of ordinary pages
+like a tensor's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastckpt.bench.measuring import measured
+from fastckpt.bench.measuring import measured, touch_memory
 from fastckpt.marker import SMALL
 from fastckpt.memory import available
 
@@ -85,6 +85,7 @@ class Limits:
                     view = whole(worker, done)[: min(_PIECE, end - done)]
                     assert os.pwrite(fds[number], view, done - at) == len(view)
 
+            touch_memory(size * 5 // 4)  # the page cache's
             with _sharing(threads, range(len(fds))) as shared:
                 found, _ = measured(lambda: shared(write))
         finally:
