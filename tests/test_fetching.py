@@ -588,3 +588,23 @@ def test_no_more_than_64_mib_are_mapped_at_a_time(
 def test_load_into_knows_two_modes(path: Path) -> None:
     with pytest.raises(ValueError, match="'auto' or 'read', not 'mmap'"):
         fastckpt.load_into(state(), path, mode="mmap")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("mebibytes", "wanted"), [(7, [7]), (8, [8]), (9, [9]), (10, [8, 2]), (17, [8, 9]), (0, [])])
+def test_what_is_mapped_leaves_no_rest_of_less_than_a_huge_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mebibytes: int, wanted: list[int]
+) -> None:
+    monkeypatch.setattr(fetching.os, "sched_getaffinity", lambda _: {0, 1})
+    read_parts, sizes = _core.read_parts, list[int]()
+
+    def noted(fd: int, parts: list[Any], **options: Any) -> None:
+        sizes.extend(len(part[2]) >> 20 for part in parts)
+        read_parts(fd, parts, **options)
+
+    monkeypatch.setattr(fetching._core, "read_parts", noted)
+    saved = {"w": torch.randint(0, 256, (mebibytes << 20,), dtype=torch.uint8)}
+    fastckpt.save(saved, tmp_path / "s")
+    target = {"w": torch.zeros_like(saved["w"])}
+    fastckpt.load_into(target, tmp_path / "s")
+    assert sizes == wanted
+    assert torch.equal(target["w"], saved["w"])
