@@ -54,8 +54,10 @@ static bool take_crc(struct fc_cursor *cursor)
 {
     if (!fc_take(cursor, "crc32:"))
         return false;
-    for (int i = 0; i < 8; i++, cursor->at++)
-        if (cursor->at == cursor->end || strchr("0123456789abcdef", *cursor->at) == NULL || *cursor->at == '\0')
+    if (cursor->end - cursor->at < 8)
+        return false;
+    for (const char *end = cursor->at + 8; cursor->at < end; cursor->at++)
+        if (!((*cursor->at >= '0' && *cursor->at <= '9') || (*cursor->at >= 'a' && *cursor->at <= 'f')))
             return false;
     return fc_take(cursor, "\"");
 }

@@ -3,24 +3,28 @@
 
 #include <string.h>
 
+/* What stands behind a backslash; 0 for what we do not write. */
+static char unescaped(char c)
+{
+    return (char)(c == 'n' ? '\n' : c == '"' || c == '\\' ? c : 0);
+}
+
 /* The text of a JSON string, its quotes and escapes gone, to the table's room. */
 static bool take_text(struct fc_table *table, const char **text, size_t *length)
 {
+    const char *at, *end = table->text.end;
     char *to = table->room;
     if (!fc_take(&table->text, "\""))
         return false;
-    for (; table->text.at < table->text.end && *table->text.at != '"'; table->text.at++) {
-        char c = *table->text.at;
+    for (at = table->text.at; at < end && *at != '"'; at++) {
+        char c = *at;
         if (c < ' ' || c > '~')
             return false;
-        if (c == '\\') {
-            if (++table->text.at == table->text.end || strchr("n\"\\", *table->text.at) == NULL ||
-                *table->text.at == '\0')
-                return false;
-            c = *table->text.at == 'n' ? '\n' : *table->text.at;
-        }
+        if (c == '\\' && (++at == end || (c = unescaped(*at)) == 0))
+            return false;
         *to++ = c;
     }
+    table->text.at = at;
     *text = table->room;
     *length = (size_t)(to - table->room);
     table->room = to;

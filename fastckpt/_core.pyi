@@ -1,6 +1,6 @@
 """Types of the one door between Python and C; what each function does is in its docstring."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, final, overload, type_check_only
 
 from typing_extensions import Buffer, Self
@@ -45,6 +45,7 @@ class Mapping(_Exporter):
     def __len__(self) -> int: ...
     def dlpack(self, code: int, bits: int, shape: tuple[int, ...]) -> Any: ...
     def part(self, offset: int, size: int) -> Mapping: ...
+    def parts(self, places: dict[str, int], sizes: dict[str, int]) -> dict[str, Mapping]: ...
     def advise(self, advice: int, offset: int = 0, length: int | None = None) -> None: ...
 
 @final
@@ -69,8 +70,9 @@ class File:
 def allocate(sizes: Iterable[int], *, inherited: bool = True) -> list[Mapping]: ...
 def parse_meta(data: bytes) -> tuple[tuple[int, ...], int, int, int, str | None, int] | None: ...
 def parse_table(
-    table: bytes, kind: type[_T], types: dict[int, Any]
-) -> list[tuple[str, _T | bytes, int, int | None]] | None: ...
+    table: bytes, kind: type[object], types: dict[int, Any]
+) -> tuple[dict[str, Any], dict[str, int], dict[str, int], list[str]] | None: ...
+def in_order(metas: dict[str, Any], kind: type[_T]) -> tuple[dict[str, _T], list[_T], bool] | None: ...
 def write(
     dirfd: int,
     path: str | bytes,
@@ -106,6 +108,20 @@ def scan(
     threads: int = 1,
     most: int = -1,
 ) -> list[tuple[bytes | int, int | Mapping]]: ...
+@overload
+def scan(
+    dirfd: int,
+    folders: Sequence[str | bytes],
+    *,
+    kind: type[_T] | None,
+    types: dict[int, Any] | None,
+    map: bool,
+    cold: int = 0,
+    metas: bool = True,
+    threads: int = 1,
+    most: int = -1,
+) -> list[tuple[_T | bytes | int, int | Mapping]]: ...
+def hand_over(buffers: Sequence[Any], metas: Sequence[Any], take: Callable[[Any], Any]) -> list[Any]: ...
 def map_files(dirfd: int, paths: Sequence[str | bytes], sizes: Sequence[int], *, advice: int = 0) -> list[Mapping]: ...
 def read_into(
     dirfd: int, path: str | bytes, offset: int, buffer: _Buffer, *, size: int = -1, room: int = 0

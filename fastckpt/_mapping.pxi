@@ -58,6 +58,27 @@ cdef object _make_capsule(Mapping mapping, int code, size_t bits, tuple shape):
     return capsule
 
 
+cdef object _take_over(Mapping mapping, object code, size_t bits, tuple shape):
+    """A capsule of the whole memory, which must have as many bytes, and more than none."""
+    cdef size_t left = mapping.size
+    for dim in shape:
+        if dim < 1 or left % <size_t>dim:
+            left = 0
+            break
+        left //= <size_t>dim
+    if left * 8 != bits or bits > 128:
+        raise ValueError(f"{mapping.size} bytes are no tensor of {shape} with {bits} bits an element")
+    return _make_capsule(mapping, code, bits, shape)
+
+
+cdef Mapping _part_of(Mapping whole, size_t offset, size_t size):
+    if whole.block == NULL or offset > whole.size or size > whole.size - offset:
+        raise ValueError(f"{size} bytes at {offset} are no part of shared memory of {whole.size} bytes")
+    cdef Mapping part = Mapping.__new__(Mapping)
+    part.address, part.size, part.block = <char *>whole.address + offset, size, fc_share_block(whole.block)
+    return part
+
+
 cdef int _lend(object owner, Py_buffer *view, void *address, size_t size, int flags) except -1:
     """Let a view have an owner's memory, writable."""
     return PyBuffer_FillInfo(view, owner, address if size > 0 else &_nothing, <Py_ssize_t>size, 0, flags)
@@ -92,12 +113,14 @@ cdef class Mapping:
         offset, size : int
             Which, in bytes.
         """
-        cdef Mapping part
-        if self.block == NULL or offset > self.size or size > self.size - offset:
-            raise ValueError(f"{size} bytes at {offset} are no part of shared memory of {self.size} bytes")
-        part = Mapping.__new__(Mapping)
-        part.address, part.size, part.block = <char *>self.address + offset, size, fc_share_block(self.block)
-        return part
+        return _part_of(self, offset, size)
+
+    def parts(self, dict places not None, dict sizes not None):
+        """Give `part` for many: a dict of them, for places and sizes in bytes that have the same keys."""
+        cdef dict parts = {}
+        for key, at in places.items():
+            parts[key] = _part_of(self, at, sizes[key])
+        return parts
 
     def dlpack(self, int code, size_t bits, tuple shape not None):
         """Give the whole memory as a tensor in C order.
@@ -114,15 +137,7 @@ cdef class Mapping:
         capsule
             A "dltensor", for one ``from_dlpack``.
         """
-        cdef size_t left = self.size
-        for dim in shape:
-            if dim < 1 or left % <size_t>dim:
-                left = 0
-                break
-            left //= <size_t>dim
-        if left * 8 != bits or bits > 128:
-            raise ValueError(f"{self.size} bytes are no tensor of {shape} with {bits} bits an element")
-        return _make_capsule(self, code, bits, shape)
+        return _take_over(self, code, bits, shape)
 
     def advise(self, int advice, Py_ssize_t offset=0, length=None):
         """Tell the kernel how the memory will be used, or have it read in now (``MADV_POPULATE_READ``).
@@ -167,6 +182,33 @@ cdef class Loan:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         _lend(self, view, self.address, self.size, flags)
+
+
+def hand_over(buffers, metas, take):
+    """Make tensors over memory, where nothing about them is unusual.
+
+    Parameters
+    ----------
+    buffers : sequence of buffer
+        The memory of each.
+    metas : sequence of Meta
+        As `fastckpt.meta.Meta`: shape and dtype, and six more fields.
+    take : callable
+        Makes a tensor of a capsule "dltensor".
+
+    Returns
+    -------
+    list
+        None for what is empty, no `Mapping`, or of a dtype without a ``dlpack`` code.
+    """
+    cdef list made = []
+    for buffer, meta in zip(buffers, metas):
+        tensor = None
+        shape, dtype, _, _, _, _, _, _ = _fields(meta)
+        if type(buffer) is Mapping and (<Mapping>buffer).size > 0 and (code := dtype.dlpack) is not None:
+            tensor = take(_take_over(buffer, code, 8 * <size_t>dtype.itemsize, shape))
+        made.append(tensor)
+    return made
 
 
 def copy(pairs, *, size_t threads=1):

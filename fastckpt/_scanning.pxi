@@ -7,9 +7,13 @@ cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
         mapping.size = <size_t>folder.out_size
 
 
-cdef object _take_meta(fc_folder *folder):
+cdef object _take_meta(fc_folder *folder, type kind, dict types):
     if folder.meta_size < 0 or folder.meta_block == NULL:
         return folder.meta_size
+    if kind is not None:
+        meta = _plain_meta(folder.meta, <size_t>folder.meta_size, folder.out_size, kind, types)
+        if meta is not None:
+            return meta
     return PyBytes_FromStringAndSize(folder.meta, folder.meta_size)
 
 
@@ -40,7 +44,8 @@ cdef size_t _plan_runs(
 
 
 def scan(
-    int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, size_t threads=1, Py_ssize_t most=-1
+    int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, type kind=None, dict types=None,
+    size_t threads=1, Py_ssize_t most=-1
 ):
     """Read the ``meta`` and ask for the size of the ``out`` of many folders.
 
@@ -58,6 +63,8 @@ def scan(
         ``COLD_ADVISE``, the same, and if it is not large begin to read it now.
     metas : bool
         False: leave the metas alone; theirs is then 0.
+    kind, types : type and dict, optional
+        As in `parse_table`: what to make of a meta that says nothing unusual, and gives the size of its out.
     threads : int
         How many share the folders, at most; the caller's is one of them.
     most : int
@@ -66,9 +73,10 @@ def scan(
 
     Returns
     -------
-    list of (bytes or int, int or Mapping)
-        For each folder the first 65,537 bytes of its meta, or minus the errno; and the size of its out, or its bytes,
-        or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a FIFO.
+    list of (kind, bytes or int, int or Mapping)
+        For each folder its meta, or the first 65,537 bytes of it, or minus the errno; and the size of its out, or its
+        bytes, or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a
+        FIFO.
     """
     cdef list names = _encode_all(list(folders))
     cdef size_t count = <size_t>len(names), i, planned
@@ -92,7 +100,7 @@ def scan(
             _own_out(mappings[i], found + i)
     try:
         for i in range(count):
-            results.append((_take_meta(found + i), _take_out(found + i, mappings[i])))
+            results.append((_take_meta(found + i, kind, types), _take_out(found + i, mappings[i])))
         return results
     finally:
         for i in range(count):

@@ -64,6 +64,10 @@ class NumpyCodec:
             return np.empty(shape, own)
         return np.ndarray(shape, own, buffer=buffer)
 
+    def make_all(self, buffers: Sequence[Any], metas: Sequence[Any]) -> list[Any]:  # noqa: ARG002
+        """There is no faster way than one by one."""
+        return [None] * len(buffers)
+
     def part(self, tensor: np.ndarray[Any, Any], parts: Parts) -> Any:
         return tensor[tuple(parts)]
 

@@ -73,6 +73,9 @@ class Codec(Protocol):
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
         """Make a tensor over a writable buffer, without a copy."""
 
+    def make_all(self, buffers: Sequence[Any], metas: Sequence[Any]) -> list[Any]:
+        """Make many at once; None for what is left to `make`."""
+
     def part(self, tensor: Any, parts: Parts) -> Any:
         """Take a basic slice: a view, but for torch a copy where it goes backward."""
 

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
+from fastckpt import _core
 from fastckpt.entries import Entry, check_count, check_record, entries_of
 from fastckpt.errors import CheckpointError, CorruptError, FormatError, LimitError, printable
 from fastckpt.folders import MAP_LIMIT, Folders, Look
@@ -168,13 +169,14 @@ class Contents:
         some = self._folders.named(folders, keys) if how == "ignore" else None
         metas = some if how == "ignore" else self._indexed(folders, look, how)
         self.metas = self._folders.metas(folders, look) if metas is None else metas
+        ordered = _core.in_order(self.metas, Entry)
         with findings.about():
             if self.notes and not self.metas:
                 raise FormatError(f"no tensor can be loaded: {self.notes[0]}")
             if not some:
                 refused = {found.folder for found in self.damage} - {DONE}
-                check_count(self.metas, self.marker.count, path, len(refused))
-        self.entries = entries_of(self.metas, path, findings.refuse)
+                check_count(self.metas, self.marker.count, path, len(refused), ordered)
+        self.entries = entries_of(self.metas, path, findings.refuse, ordered)
         with findings.about(DONE):
             check_record(self.entries, self.marker, path, alone=len(names) == 1)
         if mark in names or not findings.listing:
@@ -236,18 +238,17 @@ class Contents:
     def _indexed(self, folders: Sequence[str], look: Look, how: How) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
         try:
-            metas, copies = read_index(self.fd, self.path, self.marker, how)
+            metas, copies, sizes = read_index(self.fd, self.path, self.marker, how)
         except FormatError as problem:
             self.notes.append(f"{problem}; the folders were read instead")
             return None
-        if len(metas) != len(folders) or not all(map(metas.__contains__, folders)):
+        if metas.keys() != set(folders):
             return None
         self.blobs.update(copies)
-        if len(copies) < len(metas):
-            self._unsized = {f: m.nbytes for f, m in metas.items() if f not in copies and m.same_as is None}
-        if look != "none":
-            self._folders.check(self._unsized, look)
-            self._unsized = {}
+        if look == "none":
+            self._unsized = sizes
+        else:
+            self._folders.check(sizes, look)
         return metas
 
     def look_at(self, blobs: dict[str, int], look: Look) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fastckpt.errors import CorruptError
@@ -10,7 +10,7 @@ from fastckpt.layout import DONE, META
 from fastckpt.marker import Marker
 from fastckpt.meta import Meta
 
-__all__ = ["Entry", "check_count", "check_record", "entries_of"]
+__all__ = ["Entry", "Ordered", "check_count", "check_record", "entries_of"]
 
 
 class Entry(NamedTuple):
@@ -22,7 +22,13 @@ class Entry(NamedTuple):
     blob: str
 
 
-def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: int = 0) -> None:
+Ordered = tuple[dict[str, Entry], list[Entry], bool]
+"""What was found of metas that have each place once: the entries by key, in order; the ties; whether all are there."""
+
+
+def check_count(
+    metas: dict[str, Meta], marked: int | None, path: str, damaged: int = 0, ordered: Ordered | None = None
+) -> None:
     """Notice folders that went missing, came from elsewhere, or disagree.
 
     Parameters
@@ -35,12 +41,16 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: 
         Folder of the snapshot, for errors.
     damaged : int
         How many folders are there, but cannot be understood, which somebody has said already.
+    ordered : Ordered, optional
+        What was found of the metas already.
 
     Raises
     ------
     CorruptError
         They are not the tensors of one save, each once.
     """
+    if ordered is not None and ordered[2] and marked in (None, len(metas)):
+        return
     counts = {meta.count for meta in metas.values() if meta.count is not None}
     counts |= set() if marked is None else {marked}
     if len(counts) > 1:
@@ -48,8 +58,6 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: 
     for count in counts:
         if len(metas) > count:
             raise CorruptError(f"{path}: {len(metas)} tensor folders, wants {count}; move the extra ones away")
-        if len(metas) == count and _is_in_order(metas):
-            continue
         places = {meta.place for meta in metas.values()}
         if len(metas) == count and places == set(range(count)):
             continue
@@ -62,17 +70,15 @@ def check_count(metas: dict[str, Meta], marked: int | None, path: str, damaged: 
             )
 
 
-def _is_in_order(metas: dict[str, Meta]) -> bool:
-    """Tell whether they stand at their places, none missing before the last, as an index has them."""
-    return all(meta.place == at for at, meta in enumerate(metas.values()))
-
-
 def _raise(_folder: str, problem: CorruptError) -> None:
     raise problem
 
 
 def entries_of(
-    metas: dict[str, Meta], path: str, refuse: Callable[[str, CorruptError], None] = _raise
+    metas: dict[str, Meta],
+    path: str,
+    refuse: Callable[[str, CorruptError], None] = _raise,
+    ordered: Ordered | None = None,
 ) -> dict[str, Entry]:
     """Give key to entry, in saved order, ties followed.
 
@@ -85,16 +91,11 @@ def entries_of(
     refuse : callable
         Told the folder and what is wrong where a key stands in a second one, or a tie leads nowhere. Unless it raises,
         that folder is left out.
+    ordered : Ordered, optional
+        What was found of the metas already.
     """
-    entries: dict[str, Entry] = {}
-    for folder, meta in _by_place(metas):
-        key = folder if meta.name is None else meta.name
-        entry = Entry(key, folder, meta, folder)
-        other = entries.setdefault(key, entry)
-        if other is not entry:
-            twice = CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {other.folder!r} too")
-            refuse(folder, twice)
-    for entry in [entry for entry in entries.values() if entry.meta.same_as is not None]:
+    entries, ties, _ = ordered or _sorted(metas, path, refuse)
+    for entry in ties:
         twin = entries.get(str(entry.meta.same_as))
         if twin is None or twin.meta.same_as is not None or twin.meta[:2] != entry.meta[:2]:
             where = f"{path}/{entry.folder}/{META}"
@@ -106,16 +107,17 @@ def entries_of(
     return entries
 
 
-def _by_place(metas: dict[str, Meta]) -> Iterable[tuple[str, Meta]]:
-    """Give folders and metas by their places, those without one first. Where each place is taken once, as in every
-    sound snapshot, nothing need be compared."""
-    found: list[tuple[str, Meta] | None] = [None] * len(metas)
-    for item in metas.items():
-        place = item[1].place
-        if place is None or not 0 <= place < len(found) or found[place] is not None:
-            return sorted(metas.items(), key=_place)
-        found[place] = item
-    return [item for item in found if item is not None]
+def _sorted(metas: dict[str, Meta], path: str, refuse: Callable[[str, CorruptError], None]) -> Ordered:
+    """Put metas in the order of their places, those without one first."""
+    entries: dict[str, Entry] = {}
+    for folder, meta in sorted(metas.items(), key=_place):
+        key = folder if meta.name is None else meta.name
+        entry = Entry(key, folder, meta, folder)
+        other = entries.setdefault(key, entry)
+        if other is not entry:
+            twice = CorruptError(f"{path}/{folder}/{META}: the key {key!r} stands in {other.folder!r} too")
+            refuse(folder, twice)
+    return entries, [entry for entry in entries.values() if entry.meta.same_as is not None], False
 
 
 def _place(item: tuple[str, Meta]) -> tuple[int, str]:

@@ -5,6 +5,7 @@ It decides how fast a way is taken, never what is stored: a wrong or missing ans
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -134,4 +135,9 @@ def _unescaped(field: str) -> str:
 
 def kernel() -> tuple[int, ...]:
     """Give major and minor version of the running kernel."""
-    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    return _version(os.uname().release)
+
+
+@functools.cache
+def _version(release: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])

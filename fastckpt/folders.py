@@ -12,6 +12,7 @@ from typing import Literal
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
+from fastckpt.dtypes import BY_NUMBER
 from fastckpt.errors import CheckpointError, CorruptError, LimitError, MismatchError
 from fastckpt.layout import META, OUT
 from fastckpt.meta import Meta
@@ -100,6 +101,10 @@ class Folders:
         metas: dict[str, Meta] = {}
         foreign: list[str] = []
         for folder, (text, out) in zip(folders, self._scan(folders, look), strict=True):
+            if type(text) is Meta and type(out) is _core.Mapping:  # nearly every one
+                metas[folder] = text
+                self.blobs[folder] = out
+                continue
             meta = self._meta(folder, text, out)
             if meta is not None:
                 metas[folder] = meta
@@ -115,10 +120,14 @@ class Folders:
         metas = {folder: self._meta(folder, text, out, sure=True) for folder, (text, out) in found}
         return {folder: meta for folder, meta in metas.items() if meta is not None}
 
-    def _meta(self, folder: str, text: bytes | int, out: int | _core.Mapping, *, sure: bool = False) -> Meta | None:
+    def _meta(
+        self, folder: str, text: Meta | bytes | int, out: int | _core.Mapping, *, sure: bool = False
+    ) -> Meta | None:
         """Hold what the scan found in a folder against each other; None where it is no tensor's, or refused."""
         if isinstance(out, _core.Mapping):
             self.blobs[folder] = out
+        if isinstance(text, Meta):
+            return text
         size = out if isinstance(out, int) else len(out)
         where, meta = f"{self.path}/{folder}", None
         try:
@@ -147,9 +156,9 @@ class Folders:
             return None
         metas: dict[str, Meta] = {}
         for key, (text, out) in zip(keys, self._scan(keys, "none"), strict=True):
-            if not isinstance(text, bytes):
+            if isinstance(text, int):
                 return None
-            meta = self._parsed(key, text)
+            meta = text if isinstance(text, Meta) else self._parsed(key, text)
             if (meta.name, meta.same_as, meta.count, meta.nbytes) != (None, None, len(folders), out):
                 return None
             metas[key] = meta
@@ -197,11 +206,22 @@ class Folders:
 
     def _scan(
         self, folders: Sequence[str], look: Look, *, metas: bool = True
-    ) -> list[tuple[bytes | int, int | _core.Mapping]]:
+    ) -> list[tuple[Meta | bytes | int, int | _core.Mapping]]:
+        """Look into folders; a meta that says nothing unusual comes as one, unless its seal is to be seen."""
         threads = self._readers(folders) if metas else min(len(os.sched_getaffinity(0)), -(-len(folders) // _FEW))
         maps = len(folders) <= MAP_LIMIT if look == "all" else look != "none"
-        cold = _COLD.get(look, 0)
-        return _core.scan(self.fd, folders, map=maps, cold=cold, metas=metas, threads=threads, most=MAP_LIMIT)
+        kind = None if self._seals else Meta
+        return _core.scan(
+            self.fd,
+            folders,
+            map=maps,
+            cold=_COLD.get(look, 0),
+            metas=metas,
+            kind=kind,
+            types=BY_NUMBER,
+            threads=threads,
+            most=MAP_LIMIT,
+        )
 
     def _readers(self, folders: Sequence[str]) -> int:
         """How many threads: where files must come from the disk, each waits for its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
@@ -24,8 +24,10 @@ _PIECE = 1 << 20  # bytes
 How = Literal["map", "read", "table"]
 
 
-def read_index(fd: int, path: str, marker: Marker, how: How) -> tuple[dict[str, Meta], dict[str, _core.Mapping]]:
-    """Give all metas, and the copies of the small blobs, by folder.
+def read_index(
+    fd: int, path: str, marker: Marker, how: How
+) -> tuple[dict[str, Meta], dict[str, _core.Mapping], dict[str, int]]:
+    """Give all metas, the copies of the small blobs, and the sizes of those that are not copied, by folder.
 
     Parameters
     ----------
@@ -41,8 +43,8 @@ def read_index(fd: int, path: str, marker: Marker, how: How) -> tuple[dict[str, 
 
     Returns
     -------
-    dict of str to Meta, dict of str to Mapping
-        The copies are private: they may be changed.
+    dict of str to Meta, dict of str to Mapping, dict of str to int
+        The copies are private: they may be changed. Sizes are in bytes; a tie has none.
 
     Raises
     ------
@@ -52,34 +54,47 @@ def read_index(fd: int, path: str, marker: Marker, how: How) -> tuple[dict[str, 
         It cannot be read.
     """
     assert marker.index is not None, "the caller has seen it"
-    _, copies_at, size = marker.index
     where = f"{path}/{DONE}"
     with _told(where):
-        whole = _core.share_file(fd, DONE, size) if how == "map" and not filesystem_of(fd).remote else None
-        table = read_table(fd, where, marker)
-        rows = [*_rows(table, where)]
-        copied = None if how == "table" else _copied(fd, marker, whole, len(rows))
-    metas: dict[str, Meta] = {}
-    copies: dict[str, _core.Mapping] = {}
-    for folder, meta, nbytes, copy_at in rows:
-        metas[folder] = meta
-        if copy_at is not None:
-            if copies_at % ALIGN or copies_at + copy_at + nbytes > size:
-                raise FormatError(f"{where}: the copy of {folder!r} lies where none can be")
-            if copied is not None:
-                copies[folder] = copied.part(copy_at, nbytes)
-    if len(metas) < len(rows):
-        raise FormatError(f"{where}: the index names a folder twice")
-    return metas, copies
+        whole = _core.share_file(fd, DONE, marker.index[2]) if how == "map" and not filesystem_of(fd).remote else None
+        metas, sizes, places = _rows(read_table(fd, where, marker), where)
+        _check_places(places, sizes, marker, where)
+        copied = None if how == "table" else _copied(fd, marker, whole, len(metas))
+    if copied is None:
+        return metas, {}, sizes
+    copies = copied.parts(places, sizes)
+    return metas, copies, {folder: nbytes for folder, nbytes in sizes.items() if folder not in copies}
 
 
-def _rows(table: bytes, where: str) -> Iterator[tuple[str, Meta, int, int | None]]:
-    """Give folder, meta, bytes, and where its copy lies, of each tensor."""
-    for folder, text, nbytes, copy_at in _core.parse_table(table, Meta, BY_NUMBER) or parse_index(table, where):
-        meta = text if isinstance(text, Meta) else meta_file.parse(text, where)
-        if meta is not text and meta.nbytes != nbytes:
-            raise FormatError(f"{where}: the index gives {folder!r} {nbytes} bytes, its meta wants {meta.nbytes}")
-        yield folder, meta, nbytes, copy_at
+def _rows(table: bytes, where: str) -> tuple[dict[str, Meta], dict[str, int], dict[str, int]]:
+    """Give the metas, the bytes of what is no tie, and where the copies lie, by folder."""
+    metas, sizes, places, odd = _core.parse_table(table, Meta, BY_NUMBER) or _in_json(table, where)
+    for folder in odd:
+        meta = metas[folder] = meta_file.parse(metas[folder], where)
+        if meta.nbytes != sizes[folder]:
+            raise FormatError(
+                f"{where}: the index gives {folder!r} {sizes[folder]} bytes, its meta wants {meta.nbytes}"
+            )
+        if meta.same_as is not None and folder not in places:
+            del sizes[folder]
+    return metas, sizes, places
+
+
+def _in_json(table: bytes, where: str) -> tuple[dict[str, Any], dict[str, int], dict[str, int], list[str]]:
+    """Give the same as ``_core.parse_table``, of a table in any spelling."""
+    entries = parse_index(table, where)
+    metas = {entry.folder: entry.meta for entry in entries}
+    places = {entry.folder: entry.copy_at for entry in entries if entry.copy_at is not None}
+    return metas, {entry.folder: entry.nbytes for entry in entries}, places, [*metas]
+
+
+def _check_places(places: dict[str, int], sizes: dict[str, int], marker: Marker, where: str) -> None:
+    """Refuse copies that lie outside the file; the last is the one that lies farthest behind."""
+    assert marker.index is not None, "the caller has seen it"
+    _, copies_at, size = marker.index
+    last = next(reversed(places), None)
+    if last is not None and (copies_at % ALIGN or copies_at + places[last] + sizes[last] > size):
+        raise FormatError(f"{where}: the copy of {last!r} lies where none can be")
 
 
 def _copied(fd: int, marker: Marker, whole: _core.Mapping | None, rows: int) -> _core.Mapping | None:

@@ -171,14 +171,14 @@ class Maker:
     def all(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> dict[str, Any]:
         """Make the tensors of a flat object, by key."""
         tensors: dict[str, Any] = {}
-        tied: dict[str, Any] = {entry.blob: None for entry in entries if entry.blob is not entry.folder}
-        for entry, buffer in zip(entries, buffers, strict=True):
-            made = tied.get(entry.blob) if tied else None
-            if made is None:
-                made = self._make(self._default, entry, buffer)
-                if entry.blob in tied:
-                    tied[entry.blob] = made
-            tensors[entry.key] = made
+        first: dict[str, Any] = {entry.blob: None for entry in entries if entry.blob is not entry.folder}
+        metas = [entry.meta for entry in entries]
+        made = self._default.make_all(buffers, metas) if self._device is None else [None] * len(metas)
+        for entry, buffer, one in zip(entries, buffers, made, strict=True):
+            tensor = self._make(self._default, entry, buffer) if one is None else one
+            if entry.blob in first:  # ties stay ties
+                tensor = first[entry.blob] = tensor if first[entry.blob] is None else first[entry.blob]
+            tensors[entry.key] = tensor
         return tensors
 
     def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:

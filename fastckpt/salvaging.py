@@ -130,10 +130,11 @@ class _Salvager:
         if marker.index is None:
             return {}, {}
         try:
-            return read_index(self.contents.fd, self.path, marker, "read")
+            metas, copies, _ = read_index(self.contents.fd, self.path, marker, "read")
         except (CheckpointError, OSError) as problem:
             self.problems.append(Problem.of(problem, f"{self.path}/{DONE}"))
             return {}, {}
+        return metas, copies
 
     def _entries(self) -> dict[str, Entry]:
         """Give all tensors of which a sound meta is there: in the folder, else in the index."""

@@ -25,6 +25,9 @@ import seccomp
 from pages import evict
 
 from fastckpt import _core
+from fastckpt.dtypes import BY_NAME, BY_NUMBER
+from fastckpt.entries import Entry
+from fastckpt.meta import Meta, format_meta
 
 GIB = 1 << 30
 
@@ -860,16 +863,112 @@ def test_failing_calls_leak_nothing(folder: Folder) -> None:
     assert maps_of(folder.path) == 0
 
 
+def canonical(at: int, count: int, **more: Any) -> Meta:
+    return Meta((at + 1, 2), BY_NAME["float32"], at, count, **more)
+
+
+def test_scan_makes_a_meta_of_what_says_nothing_unusual(folder: Folder) -> None:
+    plain, named = canonical(0, 9, digest="crc32:0123abcd"), canonical(1, 9, name="other")
+    folder.tensor("plain", format_meta(plain), bytes(8))
+    folder.tensor("named", format_meta(named), bytes(16))
+    folder.tensor("short", format_meta(plain), bytes(7))
+    folder.tensor("foreign", b"shape {\n  dim: 2\n}\ndata_type: kFloat\n", bytes(8))
+    names = ["plain", "named", "short", "foreign", "absent"]
+    for mapped in (False, True):
+        found = dict(zip(names, _core.scan(folder.fd, names, map=mapped, kind=Meta, types=BY_NUMBER), strict=True))
+        assert found["plain"][0] == plain
+        assert isinstance(found["plain"][0], Meta)
+        assert found["named"][0] == format_meta(named)
+        assert found["short"][0] == format_meta(plain)
+        assert isinstance(found["foreign"][0], bytes)
+        assert found["absent"] == (-errno.ENOENT, -errno.ENOENT)
+    assert isinstance(_core.scan(folder.fd, ["plain"])[0][0], bytes)
+
+
+def test_entries_in_the_order_of_their_places() -> None:
+    metas = {"b": canonical(1, 3, same_as="c"), "c": canonical(2, 3), "a": canonical(0, 3, name="first")}
+    entries, ties, whole = _core.in_order(metas, Entry) or ({}, [], False)
+    assert [*entries.values()] == [
+        Entry("first", "a", metas["a"], "a"),
+        Entry("b", "b", metas["b"], "b"),
+        Entry("c", "c", metas["c"], "c"),
+    ]
+    assert [*entries] == ["first", "b", "c"]
+    assert ties == [entries["b"]]
+    assert whole
+    assert _core.in_order({}, Entry) == ({}, [], True)
+
+
+@pytest.mark.parametrize(
+    "metas",
+    [
+        {"a": canonical(0, 2), "b": canonical(0, 2)},
+        {"a": canonical(0, 3), "b": canonical(2, 3)},
+        {"a": canonical(0, 2), "b": Meta((), BY_NAME["int8"])},
+        {"a": canonical(0, 2), "b": canonical(1, 2, name="a")},
+    ],
+)
+def test_entries_without_an_order(metas: dict[str, Meta]) -> None:
+    assert _core.in_order(metas, Entry) is None
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (3, 3), (2, None)])
+def test_entries_of_which_some_are_missing(counts: tuple[int, int | None]) -> None:
+    metas = {str(at): canonical(at, 2)._replace(count=count) for at, count in enumerate(counts)}
+    *_, whole = _core.in_order(metas, Entry) or (None, True)
+    assert not whole
+
+
+@pytest.mark.parametrize("metas", [{"a": None}, {"a": (1, 2)}, {"a": 5}])
+def test_what_is_no_meta_is_refused(metas: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        _core.in_order(metas, Entry)
+    with pytest.raises((TypeError, ValueError)):
+        _core.hand_over([b""], [*metas.values()], id)
+
+
+def test_what_is_handed_over_is_the_memory_itself() -> None:
+    metas = [canonical(0, 5), canonical(0, 5)._replace(dtype=BY_NAME["bool"], shape=(8,)), canonical(0, 5)]
+    memory, *others = [*_core.allocate([8, 8]), bytearray(8)]
+    made, *left = _core.hand_over([memory, *others], metas, torch_from)
+    assert left == [None, None]
+    made[0, 0] = 3.5
+    assert np.frombuffer(memory, "f4").tolist() == [3.5, 0]
+    with pytest.raises(ValueError, match="8 bytes are no tensor of"):
+        _core.hand_over([memory], [canonical(1, 5)], torch_from)
+
+
+def torch_from(capsule: Any) -> Any:
+    return pytest.importorskip("torch").utils.dlpack.from_dlpack(capsule)
+
+
+def test_many_parts_of_one_memory() -> None:
+    (memory,) = _core.allocate([8192])
+    parts = memory.parts({"a": 0, "b": 64}, {"a": 3, "b": 128})
+    assert {key: len(part) for key, part in parts.items()} == {"a": 3, "b": 128}
+    memoryview(parts["b"])[:1] = b"x"
+    assert memoryview(memory)[64] == ord("x")
+    del memory
+    assert bytes(parts["b"])[:2] == b"x\0"
+    (memory,) = _core.allocate([8192])
+    for places in ({"a": 8190}, {"a": -1}):
+        with pytest.raises((ValueError, OverflowError)):
+            memory.parts(places, {"a": 3})
+
+
 WITHOUT_MEMORY = """
 import itertools, json, os, sys, _testcapi
 from fastckpt import _core
 from fastckpt.dtypes import BY_NAME, BY_NUMBER
+from fastckpt.entries import Entry
 from fastckpt.meta import Meta, format_meta
 
 fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
 numbers = itertools.count()
 meta = format_meta(Meta((2, 3), BY_NAME["float32"], 0, 1))
 table = json.dumps([[f"t{at}", meta.decode(), 24, None] for at in range(20)], separators=(",", ":")).encode() + b"\\n"
+metas = {str(at): Meta((8,), BY_NAME["float32"], at, 20) for at in range(20)}
+memory = _core.allocate([32] * 20)
 
 
 def read_some():
@@ -892,6 +991,10 @@ CALLS = [
     lambda: _core.copy([(bytearray(3), b"abc") for _ in range(20)]),
     lambda: _core.parse_meta(meta),
     lambda: _core.parse_table(table, Meta, BY_NUMBER),
+    lambda: _core.in_order(metas, Entry),
+    lambda: _core.hand_over(memory, metas.values(), id),
+    lambda: _core.scan(fd, [f"t{at}" for at in range(20)], map=True, kind=Meta, types=BY_NUMBER),
+    lambda: _core.allocate([5000])[0].parts({"a": 0, "b": 64}, {"a": 64, "b": 64}),
 ]
 assert all(call() is not None for call in CALLS[2:6] + CALLS[7:])
 refused = 0

@@ -21,6 +21,7 @@ __all__ = ["TORCH", "TorchCodec"]
 
 _TO_TORCH = {d.name: getattr(torch, d.torch) for d in BY_NAME.values() if d.torch and hasattr(torch, d.torch)}
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 _take_capsule: Callable[[Any], torch.Tensor] = getattr(torch._C, "_from_dlpack", from_dlpack)  # what that one calls
 _FROM_TORCH = {dtype: BY_NAME[name] for name, dtype in _TO_TORCH.items()}
 
@@ -75,6 +76,9 @@ class TorchCodec:
             return torch.empty(shape, dtype=own, device="cpu")
         flat = torch.frombuffer(buffer, dtype=own)
         return flat if len(shape) == 1 else flat.view(shape)
+
+    def make_all(self, buffers: Sequence[Any], metas: Sequence[Any]) -> list[Any]:
+        return _core.hand_over(buffers, metas, _take_capsule)
 
     def part(self, tensor: torch.Tensor, parts: Parts) -> torch.Tensor:
         parts, turned = forward(parts, tensor.shape)
@@ -167,9 +171,10 @@ def _refuse(tensor: torch.Tensor) -> None:
 
 
 def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
-    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+    plain = type(tensor) in _PLAIN  # nearly all are, and need not be asked at length
+    if not plain and isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "lazy parameter without a shape", "run the module once before saving it"
-    if type(tensor).__name__ == "DTensor":
+    if not plain and type(tensor).__name__ == "DTensor":
         return "DTensor", "store its full_tensor()"
     if tensor.is_nested:
         return "nested tensor", "store the list of its unbind()"
@@ -177,7 +182,7 @@ def _obstacle(tensor: torch.Tensor) -> tuple[str, str]:
         return f"tensor of layout {tensor.layout}", "store its to_dense(), or its indices and values"
     if tensor.is_quantized:
         return f"quantised tensor ({tensor.dtype})", "store its int_repr(), scale and zero point"
-    if not _is_plain(tensor):
+    if not (plain or _is_plain(tensor)):
         return f"tensor subclass {type(tensor).__name__}", "store the plain tensor that it is or is made of"
     if tensor.is_meta:
         return "tensor on the meta device", "it has no data: move the model to a real device first"

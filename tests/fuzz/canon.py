@@ -127,18 +127,16 @@ def meta_by_python(data: bytes) -> object:
 
 
 def table_by_c(data: bytes) -> object:
-    """Rows, and not those that name a folder twice, which C leaves to who reads them."""
-    rows = _core.parse_table(data, meta.Meta, BY_NUMBER)
-    return None if rows is None or len({folder for folder, *_ in rows}) < len(rows) else rows
+    return _core.parse_table(data, meta.Meta, BY_NUMBER)
 
 
 def table_by_python(data: bytes) -> object:
-    """The same rows, with a text where C gave one."""
-    fast = _core.parse_table(data, meta.Meta, BY_NUMBER) or []
-    return [
-        (folder, meta.parse_text(text, "meta") if isinstance(found, meta.Meta) else text, nbytes, copy_at)
-        for (_, found, *_), (folder, text, nbytes, copy_at) in zip(fast, parse_index(data, "index"), strict=False)
-    ]
+    """The same, with a text where C gave one."""
+    rows = {entry.folder: entry for entry in parse_index(data, "index")}
+    _, _, _, odd = _core.parse_table(data, meta.Meta, BY_NUMBER) or ((), (), (), [])
+    metas = {f: row.meta if f in odd else meta.parse_text(row.meta, "meta") for f, row in rows.items()}
+    copies = {f: row.copy_at for f, row in rows.items() if row.copy_at is not None}
+    return metas, {f: row.nbytes for f, row in rows.items()}, copies, odd
 
 
 def run(limit: Limit) -> Verdict:
