@@ -132,6 +132,7 @@ def _assemble(
 ) -> Any:
     if keys is None and contents.marker.nested:
         found = {entry.key: (entry, buffer) for entry, buffer in zip(entries, buffers, strict=True)}
+        make.prepare(entries, buffers)
         return nested(contents, lambda key, framework: make(*found[key], framework))
     tensors = make.all(entries, buffers)
     return tensors if keys is not None else flat(contents, tensors)
@@ -168,18 +169,30 @@ class Maker:
             self._made[entry.blob, codec.name] = made
         return made
 
+    def prepare(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> None:
+        """Make what can be made in one call, before each is asked for."""
+        for entry, made in zip(entries, self._at_once(entries, buffers), strict=True):
+            if made is not None:
+                self._made.setdefault((entry.blob, self._default.name), made)
+
     def all(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> dict[str, Any]:
         """Make the tensors of a flat object, by key."""
         tensors: dict[str, Any] = {}
-        first: dict[str, Any] = {entry.blob: None for entry in entries if entry.blob is not entry.folder}
-        metas = [entry.meta for entry in entries]
-        made = self._default.make_all(buffers, metas) if self._device is None else [None] * len(metas)
-        for entry, buffer, one in zip(entries, buffers, made, strict=True):
-            tensor = self._make(self._default, entry, buffer) if one is None else one
-            if entry.blob in first:  # ties stay ties
-                tensor = first[entry.blob] = tensor if first[entry.blob] is None else first[entry.blob]
+        tied: dict[str, Any] = {entry.blob: None for entry in entries if entry.blob is not entry.folder}
+        for entry, buffer, made in zip(entries, buffers, self._at_once(entries, buffers), strict=True):
+            tensor = tied.get(entry.blob) if tied else None
+            if tensor is None:
+                tensor = self._make(self._default, entry, buffer) if made is None else made
+                if entry.blob in tied:
+                    tied[entry.blob] = tensor
             tensors[entry.key] = tensor
         return tensors
+
+    def _at_once(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> list[Any]:
+        """Make those about which nothing is unusual; None for each of the others."""
+        if self._device is not None and str(self._device) != "cpu":
+            return [None] * len(entries)
+        return self._default.make_all(buffers, [entry.meta for entry in entries])
 
     def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:
         key, _, meta, _ = entry

@@ -23,6 +23,7 @@ import fastckpt
 from fastckpt import _core, choosing, fetching, filesystems, loading, memory
 from fastckpt import indexed as indexed_file
 from fastckpt.choosing import MODES
+from fastckpt.folders import Folders
 
 LENGTHS = (1, 4095, 4096, 4097, 16_384, 16_385, (1 << 20) + 3, (9 << 20) + 4097)
 
@@ -98,6 +99,35 @@ def test_where_maps_are_fast(name: str, release: str, fast: bool, monkeypatch: p
     names = os.uname()
     monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
     assert choosing.maps_fast(filesystems.FileSystem.named(name)) == fast
+
+
+@pytest.mark.parametrize(
+    ("resident", "processors", "folders", "threads"),
+    [
+        (True, 2, 1000, 2),
+        (True, 64, 100, 3),
+        (True, 2, 40, 1),
+        (False, 2, 1000, 16),
+        (False, 2, 40, 10),
+        (False, 2, 4, 1),
+        (False, 2, 0, 0),
+    ],
+)
+def test_how_many_threads_look_into_folders(
+    resident: bool, processors: int, folders: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the disk by itself, where the metas must come from there."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors))
+    monkeypatch.setattr(_core, "is_resident", lambda *_: resident)
+    asked = []
+
+    def scanned(_: int, names: list[str], *, threads: int, **how: Any) -> list[tuple[bytes, int]]:
+        asked.append(threads)
+        return [(b'shape {\n}\ndata_type: kInt8\n# fastckpt: {"place":0,"count":1}\n', 1)] * len(names)
+
+    monkeypatch.setattr(_core, "scan", scanned)
+    Folders(str(tmp_path), -1, None).metas([str(at) for at in range(folders)], "none")
+    assert asked == [threads]
 
 
 @pytest.mark.parametrize(("mode", "warm", "verify"), [*itertools.product(MODES, [False, True], [False, True])])
