@@ -14,7 +14,7 @@ from fastckpt import _core
 __all__ = ["warm"]
 
 _STEP = 16 << 20  # bytes between two looks whether anybody still has the map
-_THREADS = 3  # each at one file: the kernel reads ahead in it, and its end is not the others'
+_THREADS = 6  # each at one file: the kernel reads ahead in it, and its end is not the others'
 
 
 def warm(buffers: Sequence[Any]) -> None:
