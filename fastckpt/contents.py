@@ -242,7 +242,7 @@ class Contents:
         except FormatError as problem:
             self.notes.append(f"{problem}; the folders were read instead")
             return None
-        if metas.keys() != set(folders):
+        if len(metas) != len(folders) or not all(map(metas.__contains__, folders)):
             return None
         self.blobs.update(copies)
         if look == "none":

@@ -63,6 +63,8 @@ def read_index(
     if copied is None:
         return metas, {}, sizes
     copies = copied.parts(places, sizes)
+    if len(copies) == len(sizes):
+        return metas, copies, {}
     return metas, copies, {folder: nbytes for folder, nbytes in sizes.items() if folder not in copies}
 
 

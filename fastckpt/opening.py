@@ -18,7 +18,7 @@ __all__ += ["read_marker", "unreadable", "was_replaced"]
 PLAIN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 GRAPH = "model.mlir"  # stands where OneFlow's nn.Graph has no snapshot_done
 GRAPH_OPTIONS = "one_embedding_options.json"  # may stand beside it
-_FIRST, _MORE = 4 << 10, 1 << 20  # bytes of the marker read at a time: of most, the first line is short
+_FIRST, _MOST = 4 << 10, 1 << 20  # bytes of the marker read at a time: what follows the first line is not wanted
 _DAMAGE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV),
     *(errno.ENXIO, errno.ENODEV),  # a socket, or a device that is not there
@@ -101,7 +101,8 @@ def read_marker(path: str, fd: int) -> Marker:
 
 def _first_line(fd: int, where: str) -> bytes:
     """Read no more than a line can be: none of ours is without our prefix, or has a NUL."""
-    piece = os.pread(fd, _FIRST, 0)
+    size = _FIRST
+    piece = os.pread(fd, size, 0)
     ours, line = piece.startswith(PREFIX), bytearray()
     if not ours and is_nearly_ours(piece[: len(PREFIX)]):
         raise CorruptError(f"{where}: damaged in its first bytes; load an earlier snapshot")
@@ -109,7 +110,8 @@ def _first_line(fd: int, where: str) -> bytes:
         line += piece[: piece.find(b"\n") + 1] or piece
         if not ours or b"\n" in piece or b"\0" in piece or len(line) > LINE_LIMIT:
             break
-        piece = os.pread(fd, _MORE, len(line))
+        size = min(16 * size, _MOST)
+        piece = os.pread(fd, size, len(line))
     return bytes(line)
 
 

@@ -22,8 +22,10 @@ from pages import evict, maps_of, resident
 import fastckpt
 from fastckpt import _core, choosing, fetching, filesystems, loading, memory
 from fastckpt import indexed as indexed_file
+from fastckpt import meta as meta_file
 from fastckpt.choosing import MODES
 from fastckpt.folders import Folders
+from fastckpt.torch.tensors import TORCH
 
 LENGTHS = (1, 4095, 4096, 4097, 16_384, 16_385, (1 << 20) + 3, (9 << 20) + 4097)
 
@@ -128,6 +130,23 @@ def test_how_many_threads_look_into_folders(
     monkeypatch.setattr(_core, "scan", scanned)
     Folders(str(tmp_path), -1, None).metas([str(at) for at in range(folders)], "none")
     assert asked == [threads]
+
+
+@pytest.mark.parametrize("wrap", [lambda tensors: tensors, lambda tensors: {"epoch": 1, "model": tensors}])
+@pytest.mark.parametrize("index", [False, True])
+def test_what_is_usual_is_left_to_c(index: bool, wrap: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No meta of a plain tensor is parsed by Python, and no such tensor made alone."""
+    plain = {f"t{at}": torch.full((at + 1, 3), float(at)) for at in range(50)}
+    unusual = {"bool": torch.tensor([True, False]), "a/b": torch.ones(2), "tie": plain["t3"]}
+    fastckpt.save(wrap({**plain, **unusual}), tmp_path / "s", index=index)
+    parsed, made = [], []
+    parse, make = meta_file.parse, TORCH.make
+    monkeypatch.setattr(meta_file, "parse", lambda data, where: parsed.append(where) or parse(data, where))
+    monkeypatch.setattr(type(TORCH), "make", lambda _, *args: made.append(args[-1]) or make(*args))
+    loaded = fastckpt.load(tmp_path / "s", device="cpu")
+    assert same(loaded if "t0" in loaded else loaded["model"], {**plain, **unusual})
+    assert len(parsed) <= len(unusual) + 1  # the first meta of a flat dict may say of what kind that is
+    assert [key.rpartition(".")[2] for key in made] == ["bool"]
 
 
 @pytest.mark.parametrize(("mode", "warm", "verify"), [*itertools.product(MODES, [False, True], [False, True])])
