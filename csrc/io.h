@@ -1,7 +1,7 @@
 /*
  * One function per system call, and each of them finishes what it began: it goes on after EINTR, after a short count,
  * and past the 2 GiB that Linux moves in one call. Nothing above this file calls the system for a file, but
- * map.c for its memory and resident.c for a guess.
+ * map.c for its memory, names.c for a folder and resident.c for a guess.
  *
  * Paths are relative to an open folder. A reader never trusts what lies in that folder: see fc_open_file.
  * All functions may block on the disk and none needs the Python GIL.

@@ -76,6 +76,14 @@ int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block 
     return *block == NULL ? -1 : 0;
 }
 
+int fc_make_open_block(int fd, off_t size, struct fc_block **block, void **address, struct fc_error *err)
+{
+    if (fc_map_open(fd, size, address, err) < 0)
+        return -1;
+    *block = own_map(*address, (size_t)size, err);
+    return *block == NULL ? -1 : 0;
+}
+
 struct fc_block *fc_share_block(struct fc_block *block)
 {
     atomic_fetch_add_explicit(&block->users, 1, memory_order_relaxed);
@@ -173,6 +181,8 @@ static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *fol
     run->maps--;
     if (fc_map_open(fd, size, &folder->address, err) < 0)
         return -1;
+    if (folder->ask)
+        folder->cold = !fc_is_resident(fd, size);
     if (huge)
         (void)fc_advise(folder->address, 0, (size_t)size, MADV_HUGEPAGE, &ignored);
     else if (cold)

@@ -27,15 +27,20 @@ int fc_make_block(size_t size, struct fc_block **block, void **address, struct f
 int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
                        struct fc_error *err);
 
+/* The same of a file that is open, and has `size` > 0 bytes. */
+int fc_make_open_block(int fd, off_t size, struct fc_block **block, void **address, struct fc_error *err);
+
 /* Become one more user. */
 struct fc_block *fc_share_block(struct fc_block *block);
 
 /* Give up a part of it, which goes away with its last user. Any thread may; NULL is nothing. */
 void fc_release_block(struct fc_block *block);
 
-/* One folder of a snapshot, before (`name`) and after (the rest) it was looked at. */
+/* One folder of a snapshot, before (`name`, `ask`) and after (the rest) it was looked at. */
 struct fc_folder {
     const char *name;
+    bool ask;                    /* whether a blob that is mapped is cold */
+    bool cold;                   /* only set then */
     const char *meta;            /* its bytes; not terminated */
     int64_t meta_size;           /* how many, at most FC_META_MAX; or -errno, and then there are none */
     int64_t out_size;            /* size of the blob in bytes, or -errno; without memory for a map the size alone */

@@ -27,6 +27,7 @@ static bool take_text(struct fc_table *table, const char **text, size_t *length)
     table->text.at = at;
     *text = table->room;
     *length = (size_t)(to - table->room);
+    *to++ = 0; /* there is room: two quotes were left out */
     table->room = to;
     return fc_take(&table->text, "\"");
 }
@@ -56,4 +57,34 @@ int fc_take_row(struct fc_table *table, struct fc_row *row)
                    fc_take(&table->text, ",") && take_place(table, &row->copy_at) && fc_take(&table->text, "]")
                ? 1
                : -1;
+}
+
+static bool take_crc(struct fc_cursor *text, uint32_t *crc)
+{
+    const int digits = 8;
+    if (!fc_take(text, "\"crc32:") || text->end - text->at < digits)
+        return false;
+    *crc = 0;
+    for (int i = 0; i < digits; i++) {
+        char c = *text->at++;
+        if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')))
+            return false;
+        *crc = *crc << 4 | (uint32_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    return fc_take(text, "\"");
+}
+
+bool fc_parse_head(const char *text, size_t length, struct fc_head *head)
+{
+    struct fc_cursor at = {text, text + length};
+    if (!fc_take(&at, "{\"format\":\"fastckpt\",\"version\":1,\"count\":") || !fc_take_number(&at, &head->count) ||
+        !fc_take(&at, ",\"index\":[") || !fc_take_number(&at, &head->table_length) || !fc_take(&at, ",") ||
+        !fc_take_number(&at, &head->copies_at) || !fc_take(&at, ",") || !fc_take_number(&at, &head->size) ||
+        !fc_take(&at, "],\"table\":") || !take_crc(&at, &head->table_crc))
+        return false;
+    head->sealed = (size_t)(at.at - text);
+    if (!fc_take(&at, ",\"self\":") || !take_crc(&at, &head->seal) || !fc_take(&at, "}\n"))
+        return false;
+    head->length = (size_t)(at.at - text);
+    return head->table_length <= head->copies_at - (int64_t)head->length && head->copies_at <= head->size;
 }

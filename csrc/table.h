@@ -16,7 +16,7 @@
 #include "cursor.h"
 
 struct fc_row {
-    const char *folder; /* both texts are ASCII, in the table's room, not terminated */
+    const char *folder; /* both texts are ASCII, in the table's room, terminated by NUL */
     size_t folder_length;
     const char *meta;
     size_t meta_length;
@@ -30,10 +30,31 @@ struct fc_table {
     bool begun;            /* a row was taken, so there is a comma before the next */
 };
 
-/* Begin with `length` bytes of text. `room` has as many; the rows' texts will lie there. False: not our spelling. */
+/*
+ * Begin with `length` bytes of text. `room` has as many; the rows' texts will lie there. It may be the text itself, which
+ * is then overwritten as far as it was read. False: not our spelling.
+ */
 bool fc_open_table(struct fc_table *table, const char *text, size_t length, char *room);
 
 /* Returns 1 and fills `row`; or 0: there is none after the last; or -1: not our spelling. */
 int fc_take_row(struct fc_table *table, struct fc_row *row);
+
+/* The line before the table, of a flat object whose digests are stored:
+ *
+ *     {"format":"fastckpt","version":1,"count":2,"index":[411,512,8192],"table":"crc32:…","self":"crc32:…"}\n
+ */
+struct fc_head {
+    int64_t count;
+    int64_t table_length; /* bytes of the table, which begins behind this line, */
+    int64_t copies_at;    /* offset of the copies, not before its end, */
+    int64_t size;         /* and bytes of the whole file, not before the copies' beginning */
+    size_t length;        /* of the line */
+    size_t sealed;        /* bytes before the seal, which covers them */
+    uint32_t table_crc;
+    uint32_t seal;
+};
+
+/* False: it does not begin with such a line, or the numbers cannot be. */
+bool fc_parse_head(const char *text, size_t length, struct fc_head *head);
 
 #endif

@@ -2,7 +2,7 @@
 
 cimport cython
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.types cimport off_t
 
 
@@ -17,9 +17,19 @@ cdef extern from "error.h" nogil:
 cdef extern from "io.h" nogil:
     unsigned int FC_RENAME_NOREPLACE
     unsigned int FC_RENAME_EXCHANGE
+    int fc_open_file(int dirfd, const char *path, off_t *size, fc_error *err)
+    int fc_stat_file(int dirfd, const char *path, off_t *size, fc_error *err)
+    ssize_t fc_read_at(int fd, void *data, size_t length, off_t offset, fc_error *err)
+    void fc_close_read(int fd)
     int fc_sync_file(int fd, fc_error *err)
     int fc_sync_system(int fd, fc_error *err)
     int fc_rename(int olddir, const char *old, int newdir, const char *new, unsigned int flags, fc_error *err)
+
+
+cdef extern from "names.h" nogil:
+    ssize_t fc_read_names(int fd, void *room, size_t size, fc_error *err)
+    const char *fc_next_name(const void *room, size_t used, size_t *at)
+    uint64_t fc_hash_name(const char *name, size_t length)
 
 
 cdef extern from "writer.h" nogil:
@@ -69,6 +79,8 @@ cdef extern from "reader.h" nogil:
 
     struct fc_folder:
         const char *name
+        bint ask
+        bint cold
         const char *meta
         int64_t meta_size
         int64_t out_size
@@ -99,6 +111,7 @@ cdef extern from "reader.h" nogil:
     int fc_make_block(size_t size, fc_block **block, void **address, fc_error *err)
     int fc_make_file_block(int dirfd, const char *path, off_t size, fc_block **block, void **address, off_t *found,
                            fc_error *err)
+    int fc_make_open_block(int fd, off_t size, fc_block **block, void **address, fc_error *err)
     fc_block *fc_share_block(fc_block *block)
     void fc_release_block(fc_block *block)
     void fc_scan_folders(fc_run *runs, size_t count, size_t threads)
@@ -126,6 +139,8 @@ cdef extern from "copy.h" nogil:
 
 
 cdef extern from "map.h" nogil:
+    int64_t FC_HUGE_PAGE
+
     struct fc_map_job:
         const char *path
         off_t size
@@ -168,6 +183,17 @@ cdef extern from "table.h" nogil:
     struct fc_table:
         pass
 
+    struct fc_head:
+        int64_t count
+        int64_t table_length
+        int64_t copies_at
+        int64_t size
+        size_t length
+        size_t sealed
+        uint32_t table_crc
+        uint32_t seal
+
+    bint fc_parse_head(const char *text, size_t length, fc_head *head)
     bint fc_open_table(fc_table *table, const char *text, size_t length, char *room)
     int fc_take_row(fc_table *table, fc_row *row)
 

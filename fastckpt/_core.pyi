@@ -121,6 +121,29 @@ def scan(
     threads: int = 1,
     most: int = -1,
 ) -> list[tuple[_T | bytes | int, int | Mapping]]: ...
+def load_plain(
+    dirfd: int,
+    marker: str,
+    kinds: dict[int, tuple[int, int]],
+    take: Callable[[Any], _T],
+    crc32: Callable[[bytes], int],
+    *,
+    others: Iterable[str] = (),
+    few: int = 1,
+    most_maps: int = 0,
+    most_tensors: int = 0,
+    most_bytes: int = 0,
+    worth: int = 0,
+) -> tuple[dict[str, _T] | None, list[Mapping]] | None: ...
+def load_folders(
+    dirfd: int,
+    names: list[str],
+    kinds: dict[int, tuple[int, int]],
+    take: Callable[[Any], _T],
+    *,
+    threads: int = 1,
+    most: int = 0,
+) -> tuple[dict[str, _T], dict[str, Mapping]] | None: ...
 def hand_over(buffers: Sequence[Any], metas: Sequence[Any], take: Callable[[Any], Any]) -> list[Any]: ...
 def map_files(dirfd: int, paths: Sequence[str | bytes], sizes: Sequence[int], *, advice: int = 0) -> list[Mapping]: ...
 def read_into(

@@ -22,6 +22,9 @@ cdef struct _DLManagedTensor:
 cdef const char *_DLTENSOR = "dltensor"
 cdef int32_t _DL_CPU = 1
 
+cdef enum:
+    _DIMS_MAX = 64  # as many as torch and numpy know
+
 
 cdef void _delete_tensor(_DLManagedTensor *managed) noexcept nogil:
     if Py_IsInitialized():  # a tensor may outlive the interpreter; its memory then goes with the process
@@ -35,21 +38,22 @@ cdef void _delete_capsule(object capsule) noexcept:
         _delete_tensor(<_DLManagedTensor *>PyCapsule_GetPointer(capsule, _DLTENSOR))
 
 
-cdef object _make_capsule(Mapping mapping, int code, size_t bits, tuple shape):
-    cdef size_t ndim = <size_t>len(shape), i
+cdef object _make_capsule(Mapping mapping, int code, size_t bits, const int64_t *dims, size_t ndim):
+    """A capsule of the whole memory, which has as many bytes, and more than none."""
+    cdef size_t i
     cdef _DLManagedTensor *managed = <_DLManagedTensor *>malloc(sizeof(_DLManagedTensor) + ndim * sizeof(int64_t))
     cdef _DLTensor *tensor
     if managed == NULL:
         raise MemoryError
+    tensor = &managed.tensor
+    tensor.data = mapping.address
+    tensor.device_type, tensor.device_id = _DL_CPU, 0
+    tensor.ndim, tensor.code, tensor.bits, tensor.lanes = <int32_t>ndim, <uint8_t>code, <uint8_t>bits, 1
+    tensor.shape, tensor.strides, tensor.byte_offset = <int64_t *>(managed + 1), NULL, 0
+    for i in range(ndim):
+        tensor.shape[i] = dims[i]
+    managed.context, managed.deleter = <void *>mapping, _delete_tensor
     try:
-        tensor = &managed.tensor
-        tensor.data = mapping.address
-        tensor.device_type, tensor.device_id = _DL_CPU, 0
-        tensor.ndim, tensor.code, tensor.bits, tensor.lanes = <int32_t>ndim, <uint8_t>code, <uint8_t>bits, 1
-        tensor.shape, tensor.strides, tensor.byte_offset = <int64_t *>(managed + 1), NULL, 0
-        for i in range(ndim):
-            tensor.shape[i] = shape[i]
-        managed.context, managed.deleter = <void *>mapping, _delete_tensor
         capsule = PyCapsule_New(managed, _DLTENSOR, _delete_capsule)
     except BaseException:
         free(managed)
@@ -59,16 +63,19 @@ cdef object _make_capsule(Mapping mapping, int code, size_t bits, tuple shape):
 
 
 cdef object _take_over(Mapping mapping, object code, size_t bits, tuple shape):
-    """A capsule of the whole memory, which must have as many bytes, and more than none."""
-    cdef size_t left = mapping.size
+    """The same for any shape."""
+    cdef int64_t dims[_DIMS_MAX]
+    cdef size_t left = mapping.size, ndim = 0
     for dim in shape:
-        if dim < 1 or left % <size_t>dim:
+        if ndim == _DIMS_MAX or dim < 1 or left % <size_t>dim:
             left = 0
             break
         left //= <size_t>dim
+        dims[ndim] = dim
+        ndim += 1
     if left * 8 != bits or bits > 128:
         raise ValueError(f"{mapping.size} bytes are no tensor of {shape} with {bits} bits an element")
-    return _make_capsule(mapping, code, bits, shape)
+    return _make_capsule(mapping, code, bits, dims, ndim)
 
 
 cdef Mapping _part_of(Mapping whole, size_t offset, size_t size):

@@ -43,6 +43,45 @@ cdef size_t _plan_runs(
     return filled
 
 
+@cython.final
+@cython.internal
+cdef class _Scan:
+    """Folders that were looked into, and what was found there, as long as this lives."""
+
+    cdef list names, mappings
+    cdef _Room room
+    cdef fc_folder *found
+    cdef size_t count
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.count):
+            fc_release_block(self.found[i].meta_block)
+
+    cdef int look(self, int dirfd, list names, bint map, int cold, bint metas, size_t threads, size_t maps) except -1:
+        """Do what `scan` says; once."""
+        cdef size_t count = <size_t>len(names), i, planned
+        cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
+        cdef size_t width = (count + share - 1) // share
+        cdef _Room room = _Room(2 * share, sizeof(fc_run))
+        cdef fc_run *runs = <fc_run *>room.data
+        cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
+        self.names, self.room = names, _Room(count, sizeof(fc_folder))
+        self.mappings = _owners(count) if map else [None] * len(names)
+        self.found = <fc_folder *>self.room.data
+        for i in range(count):
+            self.found[i].name, self.found[i].ask = PyBytes_AS_STRING(names[i]), False
+            self.found[i].meta_size, self.found[i].meta_block = 0, NULL
+        self.count = count
+        with nogil:
+            planned = _plan_runs(runs, dirfd, self.found, count, blobs, <fc_cold>cold, metas, width, maps)
+            fc_scan_folders(runs, planned, threads)
+        if map:
+            for i in range(count):
+                _own_out(self.mappings[i], self.found + i)
+        return 0
+
+
 def scan(
     int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, type kind=None, dict types=None,
     size_t threads=1, Py_ssize_t most=-1
@@ -78,30 +117,10 @@ def scan(
         bytes, or minus the errno. What is no regular file counts as ELOOP (a link), EISDIR or EINVAL. Never waits for a
         FIFO.
     """
-    cdef list names = _encode_all(list(folders))
-    cdef size_t count = <size_t>len(names), i, planned
-    cdef size_t maps = count if most < 0 else min(<size_t>most, count)
-    cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
-    cdef size_t width = (count + share - 1) // share
-    cdef _Room room = _Room(count, sizeof(fc_folder)), table = _Room(2 * share, sizeof(fc_run))
-    cdef fc_folder *found = <fc_folder *>room.data
-    cdef fc_run *runs = <fc_run *>table.data
-    cdef list mappings = _owners(count) if map else [None] * len(names)
-    cdef list results = []
-    cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
+    cdef _Scan scan = _Scan()
+    cdef list results = [], names = _encode_all(list(folders))
+    cdef size_t i, count = <size_t>len(names)
+    scan.look(dirfd, names, map, cold, metas, threads, count if most < 0 else min(<size_t>most, count))
     for i in range(count):
-        found[i].name = PyBytes_AS_STRING(names[i])
-        found[i].meta_size, found[i].meta_block = 0, NULL
-    with nogil:
-        planned = _plan_runs(runs, dirfd, found, count, blobs, <fc_cold>cold, metas, width, maps)
-        fc_scan_folders(runs, planned, threads)
-    if map:
-        for i in range(count):
-            _own_out(mappings[i], found + i)
-    try:
-        for i in range(count):
-            results.append((_take_meta(found + i, kind, types), _take_out(found + i, mappings[i])))
-        return results
-    finally:
-        for i in range(count):
-            fc_release_block(found[i].meta_block)
+        results.append((_take_meta(scan.found + i, kind, types), _take_out(scan.found + i, scan.mappings[i])))
+    return results

@@ -20,6 +20,7 @@ class NumpyCodec:
     """numpy's arrays; bfloat16 and float8 through ml_dtypes where it is installed."""
 
     name = "numpy"
+    take = None
 
     def is_leaf(self, obj: object) -> bool:
         return isinstance(obj, np.ndarray)
@@ -63,10 +64,6 @@ class NumpyCodec:
         if 0 in shape:
             return np.empty(shape, own)
         return np.ndarray(shape, own, buffer=buffer)
-
-    def make_all(self, buffers: Sequence[Any], metas: Sequence[Any]) -> list[Any]:  # noqa: ARG002
-        """There is no faster way than one by one."""
-        return [None] * len(buffers)
 
     def part(self, tensor: np.ndarray[Any, Any], parts: Parts) -> Any:
         return tensor[tuple(parts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fastckpt.dtypes import DType
@@ -50,9 +50,19 @@ class Blob(NamedTuple):
 
 
 class Codec(Protocol):
-    """One framework's tensors."""
+    """One framework's tensors.
+
+    Attributes
+    ----------
+    name : str
+        What `codec_for` knows it by.
+    """
 
     name: str
+
+    @property
+    def take(self) -> Callable[[Any], Any] | None:
+        """What makes a tensor of a DLPack capsule, where the framework does that faster than `make`."""
 
     def is_leaf(self, obj: object) -> bool:
         """Tell whether this is a tensor of the framework, storable or not."""
@@ -72,9 +82,6 @@ class Codec(Protocol):
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> Any:
         """Make a tensor over a writable buffer, without a copy."""
-
-    def make_all(self, buffers: Sequence[Any], metas: Sequence[Any]) -> list[Any]:
-        """Make many at once; None for what is left to `make`."""
 
     def part(self, tensor: Any, parts: Parts) -> Any:
         """Take a basic slice: a view, but for torch a copy where it goes backward."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastckpt import _core
-from fastckpt.contents import Contents, Entry, Look
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
+from fastckpt.folders import Look
 from fastckpt.layout import OUT
 from fastckpt.memory import available
 
-__all__ = ["MODES", "Mode", "better_mapped", "forget_loads", "look_for", "look_for_open", "maps_fast"]
-__all__ += ["worth_warming"]
+__all__ = ["MODES", "WORTH_WARMING", "Mode", "better_mapped", "forget_loads", "has_room", "look_for", "look_for_open"]
+__all__ += ["maps_fast", "worth_warming"]
 
 Mode = Literal["auto", "mmap", "read", "direct"]
 MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
@@ -28,7 +28,7 @@ _LARGE_FOLIOS = {"xfs": (5, 18), "ext4": (6, 16)}  # since which Linux
 _REMEMBERED = 1000  # snapshots
 
 _HUGE = 2 << 20  # bytes: what can have a huge page
-_WORTH_WARMING = 64 << 20  # bytes
+WORTH_WARMING = 64 << 20  # bytes
 
 _seen: set[tuple[int, int, int]] = set()  # snapshots that were read past the page cache; see better_mapped
 _log = logging.getLogger("fastckpt")
@@ -89,17 +89,23 @@ def better_mapped(fd: int, wanted: int) -> bool:
     return False
 
 
-def worth_warming(contents: Contents, entries: Sequence[Entry], buffers: Sequence[Any]) -> bool:
-    """Tell whether the buffers of some tensors are worth being brought in by threads before they are touched: if those
-    that can have huge pages are much, mapped, and cold by the look of three, and the memory can have twice as much."""
-    large = {entry.blob: len(buffer) for entry, buffer in zip(entries, buffers, strict=True) if len(buffer) >= _HUGE}
+def worth_warming(fd: int, blobs: Mapping[str, Any]) -> bool:
+    """Tell whether blobs of an open snapshot, by folder, are worth being brought in by threads before they are touched:
+    if those that can have huge pages are much, mapped, and cold by the look of three, and the memory can have twice as
+    much."""
+    large = {blob: len(buffer) for blob, buffer in blobs.items() if len(buffer) >= _HUGE}
     total = sum(large.values())
-    if total < _WORTH_WARMING or not maps_fast(filesystem_of(contents.fd)):
+    if total < WORTH_WARMING or not maps_fast(filesystem_of(fd)):
         return False
-    blobs = list(large)
-    samples = {blobs[0], blobs[len(blobs) // 2], max(large, key=large.__getitem__)}
-    cold = [blob for blob in samples if not _core.is_resident(contents.fd, f"{blob}/{OUT}")]
-    return len(cold) * 2 > len(samples) and total < available() // 2
+    names = list(large)
+    samples = {names[0], names[len(names) // 2], max(large, key=large.__getitem__)}
+    cold = [blob for blob in samples if not _core.is_resident(fd, f"{blob}/{OUT}")]
+    return len(cold) * 2 > len(samples) and has_room(total)
+
+
+def has_room(nbytes: int) -> bool:
+    """Tell whether there is memory for twice as much as shall be brought in."""
+    return nbytes < available() // 2
 
 
 def forget_loads() -> None:

@@ -133,11 +133,7 @@ def _unescaped(field: str) -> str:
     return _ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), field) if "\\" in field else field
 
 
+@functools.cache
 def kernel() -> tuple[int, ...]:
     """Give major and minor version of the running kernel."""
-    return _version(os.uname().release)
-
-
-@functools.cache
-def _version(release: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])

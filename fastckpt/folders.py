@@ -19,7 +19,7 @@ from fastckpt.meta import Meta
 from fastckpt.opening import unreadable
 from fastckpt.problems import Findings
 
-__all__ = ["MAP_LIMIT", "Folders", "Look"]
+__all__ = ["FEW", "MAP_LIMIT", "Folders", "Look", "readers"]
 
 #: Which blobs to map in the same pass that looks at the metas: none; all; those that lie in the page cache; all, the
 #: cold ones by huge pages; the same, and those of them that are too small for that are read at once.
@@ -35,7 +35,7 @@ MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless
 _READERS = 16
 _WORTH_A_THREAD = 40  # folders,
 _WORTH_WAITING = 4  # or so few where their files come from the disk
-_FEW = 400  # blobs: who only maps them waits for whoever else does (mmap_lock), and is faster alone
+FEW = 400  # blobs: who only maps them waits for whoever else does (mmap_lock), and is faster alone
 _DEPTH = 50  # slashes in a key of others
 _NO_ENTRY = -errno.ENOENT
 _NO_FOLDER = -errno.ENOTDIR
@@ -208,7 +208,7 @@ class Folders:
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[Meta | bytes | int, int | _core.Mapping]]:
         """Look into folders; a meta that says nothing unusual comes as one, unless its seal is to be seen."""
-        threads = self._readers(folders) if metas else min(len(os.sched_getaffinity(0)), -(-len(folders) // _FEW))
+        threads = readers(self.fd, folders) if metas else min(len(os.sched_getaffinity(0)), -(-len(folders) // FEW))
         maps = len(folders) <= MAP_LIMIT if look == "all" else look != "none"
         kind = None if self._seals else Meta
         return _core.scan(
@@ -223,12 +223,14 @@ class Folders:
             most=MAP_LIMIT,
         )
 
-    def _readers(self, folders: Sequence[str]) -> int:
-        """How many threads: where files must come from the disk, each waits for its own."""
-        samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
-        cold = any(not _core.is_resident(self.fd, f"{folder}/{META}") for folder in samples)
-        most, worth = (_READERS, _WORTH_WAITING) if cold else (len(os.sched_getaffinity(0)), _WORTH_A_THREAD)
-        return min(most, -(-len(folders) // worth))
+
+def readers(fd: int, folders: Sequence[str]) -> int:
+    """Say how many threads shall look into folders of a snapshot: where files must come from the disk, each waits for
+    its own."""
+    samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
+    cold = any(not _core.is_resident(fd, f"{folder}/{META}") for folder in samples)
+    most, worth = (_READERS, _WORTH_WAITING) if cold else (len(os.sched_getaffinity(0)), _WORTH_A_THREAD)
+    return min(most, -(-len(folders) // worth))
 
 
 def _fitting(given: Meta, size: int, where: str) -> Meta:

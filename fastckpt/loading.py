@@ -8,17 +8,20 @@ from typing import Any
 
 from fastckpt import tree
 from fastckpt.choosing import MODES, Mode, look_for, worth_warming
-from fastckpt.codec import KINDS, NUMPY, Codec, codec_for, default_framework
+from fastckpt.codec import KINDS
 from fastckpt.contents import TENSORS, Contents, Entry, Index, listed, reading
 from fastckpt.errors import CorruptError, UnsupportedError
-from fastckpt.fetching import Allocate, fetch
+from fastckpt.fetching import fetch
 from fastckpt.garbage import collector_at_rest
 from fastckpt.lanes import Lane
 from fastckpt.layout import META
-from fastckpt.sending import send
+from fastckpt.making import FarMaker, Maker
+from fastckpt.quick import load_plain
 from fastckpt.warming import warm
 
-__all__ = ["Maker", "flat", "load", "nested"]
+__all__ = ["flat", "load", "nested"]
+
+_HERE = ((None, None), ("cpu", None), (None, "cpu"))  # device and map_location, of tensors that stay where they are
 
 
 def load(
@@ -103,28 +106,38 @@ def load(
     OSError
         What the system refused, with errno and path.
     """
+    by_default = mode == "auto" and weights_only and not (verify or pin or foreign) and (device, map_location) in _HERE
+    if by_default and keys is None and max_bytes is None and mmap is None and prefetch is None:
+        made = load_plain(path, as_, max_tensors)
+        if made is not None:
+            return made
     _check_arguments(path, weights_only, foreign)
-    make, way = Maker(as_, _device(map_location, device)), _mode(mode, mmap)
-    lane = None if way == "mmap" else make.lane()
-    allocate = make.locked_memory(way) if pin else None
-    wanted = listed(keys)
-    checked_first = pin or any(limit is not None for limit in (keys, max_bytes, lane))
-    look = "none" if checked_first else look_for(way, path)
+    make, way, wanted = Maker(as_, _device(map_location, device)), _mode(mode, mmap), listed(keys)
+    how: dict[str, Any] = {"mode": way, "threads": threads, "verify": verify}
+    lane, allocate = None if way == "mmap" else make.lane(), make.locked_memory(way) if pin else None
 
     def act(contents: Contents) -> Any:
         entries = contents.select(wanted, max_bytes)
         if lane is not None:
-            far = FarMaker(make, lambda entry: fetch(contents, [entry], way, threads=threads, verify=verify)[0])
-            made = _assemble(contents, entries, [None] * len(entries), wanted, far)
-            far.fill(contents, lane, mode=way, threads=threads, verify=verify)
-            return made
-        buffers = fetch(contents, entries, way, threads=threads, verify=verify, allocate=allocate)
-        if prefetch or (prefetch is None and way == "auto" and not pin and worth_warming(contents, entries, buffers)):
+            return _sent(contents, entries, wanted, make, lane, how)
+        buffers = fetch(contents, entries, allocate=allocate, **how)
+        if prefetch or (prefetch is None and way == "auto" and not pin and worth_warming(contents.fd, contents.blobs)):
             warm(buffers)
         return _assemble(contents, entries, buffers, wanted, make)
 
+    look = "none" if allocate or lane or keys is not None or max_bytes is not None else look_for(way, path)
     with collector_at_rest():
         return reading(path, act, look=look, index=_index(way), keys=wanted, max_tensors=max_tensors, seals=verify)
+
+
+def _sent(
+    contents: Contents, entries: Sequence[Entry], keys: list[str] | None, make: Maker, lane: Lane, how: dict[str, Any]
+) -> Any:
+    """Give an object whose tensors lie on a device that has a lane."""
+    far = FarMaker(make, lambda entry: fetch(contents, [entry], **how)[0])
+    made = _assemble(contents, entries, [None] * len(entries), keys, far)
+    far.fill(contents, lane, **how)
+    return made
 
 
 def _assemble(
@@ -136,103 +149,6 @@ def _assemble(
         return nested(contents, lambda key, framework: make(*found[key], framework))
     tensors = make.all(entries, buffers)
     return tensors if keys is not None else flat(contents, tensors)
-
-
-class Maker:
-    """Makes tensors over buffers; the same blob gives the same tensor, so that ties stay ties."""
-
-    def __init__(self, as_: str | None, device: Any = None) -> None:
-        self._as = as_
-        self._default = codec_for(as_ or default_framework())
-        self._device = device
-        self._made: dict[tuple[str, str], Any] = {}
-
-    def lane(self) -> Lane | None:
-        """Give the lane to the device that was asked for."""
-        return self._default.lane(self._device)
-
-    def locked_memory(self, mode: Mode) -> Allocate:
-        """Give what allocates page-locked memory; refuse where no tensor can have any."""
-        if mode == "mmap":
-            raise UnsupportedError("pin=True: a map of a file cannot be pinned; leave mode and mmap out")
-        if self._device is not None and str(self._device).partition(":")[0] != "cpu":
-            raise UnsupportedError(f"pin=True is for tensors on the CPU, not on {self._device}; leave one of them out")
-        self._default.locked_memory([])
-        return self._default.locked_memory
-
-    def __call__(self, entry: Entry, buffer: Any, framework: str) -> Any:
-        """Make one tensor; an array that was saved in a nested object stays one, unless all shall be something else."""
-        codec = NUMPY if framework == "numpy" and not self._as else self._default
-        made = self._made.get((entry.blob, codec.name))
-        if made is None:
-            made = self._make(codec, entry, buffer)
-            self._made[entry.blob, codec.name] = made
-        return made
-
-    def prepare(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> None:
-        """Make what can be made in one call, before each is asked for."""
-        for entry, made in zip(entries, self._at_once(entries, buffers), strict=True):
-            if made is not None:
-                self._made.setdefault((entry.blob, self._default.name), made)
-
-    def all(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> dict[str, Any]:
-        """Make the tensors of a flat object, by key."""
-        tensors: dict[str, Any] = {}
-        tied: dict[str, Any] = {entry.blob: None for entry in entries if entry.blob is not entry.folder}
-        for entry, buffer, made in zip(entries, buffers, self._at_once(entries, buffers), strict=True):
-            tensor = tied.get(entry.blob) if tied else None
-            if tensor is None:
-                tensor = self._make(self._default, entry, buffer) if made is None else made
-                if entry.blob in tied:
-                    tied[entry.blob] = tensor
-            tensors[entry.key] = tensor
-        return tensors
-
-    def _at_once(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> list[Any]:
-        """Make those about which nothing is unusual; None for each of the others."""
-        if self._device is not None and str(self._device) != "cpu":
-            return [None] * len(entries)
-        return self._default.make_all(buffers, [entry.meta for entry in entries])
-
-    def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:
-        key, _, meta, _ = entry
-        made = codec.make(buffer, meta.dtype, meta.shape, key)
-        if meta.dtype.name == "bool":
-            codec.sound(made)
-        stays = self._device is None or codec is not self._default  # an array among tensors has no other place
-        return made if stays else codec.to_device(made, self._device)
-
-
-class FarMaker(Maker):
-    """Makes tensors on a device, and fills them when all are made: the object they are in need not wait for them.
-
-    Parameters
-    ----------
-    near : Maker
-        What it is instead of.
-    fetch : callable
-        Gives the bytes of an array among the tensors, which has no other place than the host.
-    """
-
-    def __init__(self, near: Maker, fetch: Callable[[Entry], Any]) -> None:
-        super().__init__(near._as, near._device)
-        self._fetch = fetch
-        self._empty: list[tuple[Entry, Any]] = []
-
-    def _make(self, codec: Codec, entry: Entry, buffer: Any) -> Any:
-        if codec is not self._default:
-            return super()._make(codec, entry, self._fetch(entry) if buffer is None else buffer)
-        made = codec.empty(entry.meta.dtype, entry.meta.shape, self._device, entry.key)
-        self._empty.append((entry, made))
-        return made
-
-    def fill(self, contents: Contents, lane: Lane, **how: Any) -> None:
-        """Send the bytes of all that was made."""
-        fars = [(entry, self._default.far(made)) for entry, made in self._empty if entry.meta.nbytes]
-        send(contents, [(entry, far.flat) for entry, far in fars if far is not None], lane, **how)
-        for entry, made in self._empty:
-            if entry.meta.dtype.name == "bool":
-                self._default.sound(made)
 
 
 def nested(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:

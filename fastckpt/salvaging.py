@@ -17,7 +17,8 @@ from fastckpt.fetching import runs
 from fastckpt.garbage import collector_at_rest
 from fastckpt.indexed import read_index
 from fastckpt.layout import DONE
-from fastckpt.loading import Maker, flat
+from fastckpt.loading import flat
+from fastckpt.making import Maker
 from fastckpt.meta import Meta
 from fastckpt.problems import Problem, Unsound
 from fastckpt.salvaged import Salvage

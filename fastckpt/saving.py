@@ -48,8 +48,8 @@ def save(
     save_as_external_data : bool, optional
         OneFlow's argument; either way every tensor gets its own folder.
     threads : int, optional
-        Threads that write. By default 15, since they mostly wait for the device; without syncs as many as there are
-        processors, and eight more for what the page cache cannot take without waiting.
+        Threads that write. By default 24, since they mostly wait for the device; without syncs as many as there are
+        processors, and 16 more for what the page cache cannot take without waiting.
     index : bool
         Put copies of the metas and of small tensors into ``snapshot_done``. A nested object always gets them.
     overwrite : bool

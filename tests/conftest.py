@@ -7,11 +7,13 @@ import shutil
 import signal
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from fastckpt.filesystems import kernel
 
 #: Directories that OneFlow's own code wrote; they lie beside the repository, not in it.
 ONEFLOW = Path(__file__).resolve().parents[2] / "shared" / "oneflow"
@@ -33,6 +35,19 @@ def oneflow_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(ONEFLOW / "fixtures.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+@pytest.fixture
+def run_release(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Give what makes the running kernel seem to be another release."""
+    names = os.uname()
+
+    def run(release: str) -> None:
+        kernel.cache_clear()
+        monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
+
+    yield run
+    kernel.cache_clear()
 
 
 @pytest.fixture

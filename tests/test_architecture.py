@@ -30,6 +30,7 @@ LAYERS = (
     ("__init__",),
     (
         *("salvaging", "salvaged", "background", "saving", "filling", "diffing", "outline", "snapshot", "loading"),
+        *("making", "quick"),
         *("lazy", "warming", "verifying", "checking", "sending", "fetching"),
         *("doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),

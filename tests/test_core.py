@@ -957,7 +957,8 @@ def test_many_parts_of_one_memory() -> None:
 
 
 WITHOUT_MEMORY = """
-import itertools, json, os, sys, _testcapi
+import itertools, json, os, sys, torch, zlib, _testcapi
+import fastckpt
 from fastckpt import _core
 from fastckpt.dtypes import BY_NAME, BY_NUMBER
 from fastckpt.entries import Entry
@@ -969,6 +970,22 @@ meta = format_meta(Meta((2, 3), BY_NAME["float32"], 0, 1))
 table = json.dumps([[f"t{at}", meta.decode(), 24, None] for at in range(20)], separators=(",", ":")).encode() + b"\\n"
 metas = {str(at): Meta((8,), BY_NAME["float32"], at, 20) for at in range(20)}
 memory = _core.allocate([32] * 20)
+plain = {f"of {at}": torch.ones(9000 if at % 2 else 3) for at in range(20)}
+fastckpt.save(plain, f"{sys.argv[1]}/plain", index=True)
+kinds = {number: (dtype.dlpack, dtype.itemsize) for number, dtype in BY_NUMBER.items() if dtype.dlpack is not None}
+
+
+def load_plain():
+    whole = os.open(f"{sys.argv[1]}/plain", os.O_RDONLY)
+    try:
+        return _core.load_plain(
+            whole, "snapshot_done", kinds, id, zlib.crc32, most_maps=99, most_tensors=99, most_bytes=9999
+        )
+    finally:
+        os.close(whole)
+
+
+whole = os.open(f"{sys.argv[1]}/plain", os.O_RDONLY)
 
 
 def read_some():
@@ -995,6 +1012,8 @@ CALLS = [
     lambda: _core.hand_over(memory, metas.values(), id),
     lambda: _core.scan(fd, [f"t{at}" for at in range(20)], map=True, kind=Meta, types=BY_NUMBER),
     lambda: _core.allocate([5000])[0].parts({"a": 0, "b": 64}, {"a": 64, "b": 64}),
+    load_plain,
+    lambda: _core.load_folders(whole, list(plain), kinds, id, most=99),
 ]
 assert all(call() is not None for call in CALLS[2:6] + CALLS[7:])
 refused = 0

@@ -11,7 +11,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from pages import evict, maps_of, resident
 
 import fastckpt
-from fastckpt import _core, choosing, fetching, filesystems, loading, memory
+from fastckpt import _core, choosing, fetching, filesystems, loading, memory, quick
 from fastckpt import indexed as indexed_file
 from fastckpt import meta as meta_file
 from fastckpt.choosing import MODES
@@ -97,9 +97,8 @@ def test_what_is_cold_is_mapped_where_that_is_fast(path: Path) -> None:
     ("name", "release", "fast"),
     [("ext4", "6.16.0", True), ("ext4", "6.15.9", False), ("xfs", "5.18", True), ("btrfs", "7.0.1-x", False)],
 )
-def test_where_maps_are_fast(name: str, release: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = os.uname()
-    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
+def test_where_maps_are_fast(name: str, release: str, fast: bool, run_release: Callable[[str], None]) -> None:
+    run_release(release)
     assert choosing.maps_fast(filesystems.FileSystem.named(name)) == fast
 
 
@@ -170,10 +169,15 @@ def test_threads_and_numpy(mode: Any, path: Path) -> None:
         assert all((found[key] == expected[key].numpy()).all() for key in expected)
 
 
+def set_maps_fast(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    for module in (choosing, quick):
+        monkeypatch.setattr(module, "maps_fast", lambda system: fast)
+
+
 @pytest.fixture
 def slow_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a system whose page cache has no huge pages."""
-    monkeypatch.setattr(choosing, "maps_fast", lambda system: False)
+    set_maps_fast(monkeypatch, False)
     choosing.forget_loads()
 
 
@@ -324,9 +328,10 @@ def test_prefetch_brings_maps_into_memory(path: Path) -> None:
 
 def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless that is refused, or is not worth it; what is there already is left alone."""
-    monkeypatch.setattr(choosing, "maps_fast", lambda system: True)
+    set_maps_fast(monkeypatch, True)
     warmed: list[Any] = []
-    monkeypatch.setattr(loading, "warm", warmed.extend)
+    for module in (loading, quick):
+        monkeypatch.setattr(module, "warm", warmed.extend)
     for worth, left, options, expected in [
         (1, 1 << 30, {}, True),
         (1, 1 << 30, {"keys": [f"of {LENGTHS[-1]}"]}, True),
@@ -336,7 +341,8 @@ def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyP
         (64 << 20, 1 << 30, {}, False),
         (1, 16 << 20, {}, False),
     ]:
-        monkeypatch.setattr(choosing, "_WORTH_WARMING", worth)
+        for module in (choosing, quick):
+            monkeypatch.setattr(module, "WORTH_WARMING", worth)
         monkeypatch.setattr(choosing, "available", lambda left=left: left)
         evict(path / f"of {LENGTHS[-1]}" / "out")
         warmed.clear()
@@ -347,7 +353,7 @@ def test_much_that_is_cold_is_prefetched(path: Path, monkeypatch: pytest.MonkeyP
     warmed.clear()
     fastckpt.load(path)
     assert not warmed
-    monkeypatch.setattr(choosing, "maps_fast", lambda system: False)
+    set_maps_fast(monkeypatch, False)
     evict(path / f"of {LENGTHS[-1]}" / "out")
     fastckpt.load(path)
     assert not warmed, "it was read"

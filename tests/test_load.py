@@ -510,7 +510,7 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
 @pytest.fixture
 def few_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a process could have two maps at once."""
-    for module in ("folders", "fetching", "lazy"):
+    for module in ("folders", "fetching", "lazy", "quick"):
         monkeypatch.setattr(f"fastckpt.{module}.MAP_LIMIT", 2)
 
 

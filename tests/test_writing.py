@@ -321,11 +321,11 @@ def test_the_way_fits_the_file_system(
     dirty: int,
     release: str,
     wanted: dict[str, bool],
+    run_release: Callable[[str], None],
 ) -> None:
-    names = os.uname()
+    run_release(release)
     monkeypatch.setattr(ways, "filesystem_of", lambda fd: system)
     monkeypatch.setattr(ways, "unwritten", lambda: dirty)
-    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*names[:2], release, *names[3:])))
     way = ways.way_for(0, None, durable=durable, digest=True)
     assert {field: getattr(way, field) for field in wanted} == wanted
     assert way.threads >= 1

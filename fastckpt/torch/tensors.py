@@ -22,7 +22,6 @@ __all__ = ["TORCH", "TorchCodec"]
 _TO_TORCH = {d.name: getattr(torch, d.torch) for d in BY_NAME.values() if d.torch and hasattr(torch, d.torch)}
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
-_take_capsule: Callable[[Any], torch.Tensor] = getattr(torch._C, "_from_dlpack", from_dlpack)  # what that one calls
 _FROM_TORCH = {dtype: BY_NAME[name] for name, dtype in _TO_TORCH.items()}
 
 
@@ -30,6 +29,7 @@ class TorchCodec:
     """Dense torch tensors, on any device."""
 
     name = "torch"
+    take: Callable[[Any], torch.Tensor] = staticmethod(getattr(torch._C, "_from_dlpack", from_dlpack))  # it calls that
 
     def is_leaf(self, obj: object) -> bool:
         return isinstance(obj, torch.Tensor)
@@ -70,15 +70,12 @@ class TorchCodec:
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):
-            return _take_capsule(buffer.dlpack(dtype.dlpack, dtype.itemsize * 8, shape))
+            return self.take(buffer.dlpack(dtype.dlpack, dtype.itemsize * 8, shape))
         own = _TO_TORCH.get(dtype.name) or self.dtype(dtype, where)
         if 0 in shape:
             return torch.empty(shape, dtype=own, device="cpu")
         flat = torch.frombuffer(buffer, dtype=own)
         return flat if len(shape) == 1 else flat.view(shape)
-
-    def make_all(self, buffers: Sequence[Any], metas: Sequence[Any]) -> list[Any]:
-        return _core.hand_over(buffers, metas, _take_capsule)
 
     def part(self, tensor: torch.Tensor, parts: Parts) -> torch.Tensor:
         parts, turned = forward(parts, tensor.shape)

@@ -1,0 +1,478 @@
+"""The load in one call of C: what it gives is what the long way gives; whatever is unusual it leaves to that one."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pages import evict, maps_of, resident
+
+import fastckpt
+from fastckpt import _core, choosing, filesystems, loading, quick
+from fastckpt.layout import DONE
+from fastckpt.seals import sealed
+
+LARGE = 9000  # float32s, more bytes than an index copies
+HUGE = 3 << 20  # bytes
+Rows = list[list[Any]]
+
+
+@pytest.fixture(autouse=True)
+def fast_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system whose page cache has huge pages."""
+    monkeypatch.setattr(quick, "maps_fast", lambda system: True)
+
+
+def state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    types = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.complex64)
+    some = {f"of {dtype}": torch.rand(3, 5, generator=generator).mul(99).to(dtype) for dtype in types}
+    large = {f"large {at}": torch.rand(LARGE + at, generator=generator) for at in range(5)}
+    return {"steps": torch.tensor(7), **large, **some, 'quo"te\\': torch.ones(2, 1, 1, 2), "z": torch.ones(1)}
+
+
+def at_length(path: Path, **options: Any) -> Any:
+    """What `load` gives without the quick way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_plain", lambda *_: None)
+        return fastckpt.load(path, **options)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert type(found) is type(expected) is dict
+    assert list(found) == list(expected)
+    for key, tensor in expected.items():
+        assert type(found[key]) is type(tensor)
+        assert found[key].dtype == tensor.dtype
+        assert found[key].shape == tensor.shape
+        assert found[key].stride() == tensor.stride()
+        assert torch.equal(found[key].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    fastckpt.save(state(), tmp_path / "s", index=True)
+    return tmp_path / "s"
+
+
+@pytest.fixture(params=[True, False], ids=["index", "folders"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    fastckpt.save(state(), tmp_path / "s", index=request.param)
+    return tmp_path / "s"
+
+
+def test_gives_what_the_long_way_gives(either: Path) -> None:
+    found = quick.load_plain(either, None, 100)
+    assert found is not None
+    assert_same(found, at_length(either))
+    assert_same(found, state())
+    found["large 1"].zero_()
+    found["z"].zero_()
+    assert_same(fastckpt.load(either), state())
+
+
+def test_no_tensors_at_all(tmp_path: Path) -> None:
+    fastckpt.save({}, tmp_path / "s", index=True)
+    assert quick.load_plain(tmp_path / "s", None, 0) == {}
+    fastckpt.save({}, tmp_path / "s")
+    assert quick.load_plain(tmp_path / "s", None, 0) is None
+    assert fastckpt.load(tmp_path / "s") == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"map_location": "cpu"}, {"device": "cpu"}, {"as_": "torch"}])
+def test_is_how_most_are_loaded(either: Path, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "reading", lambda *_, **__: pytest.fail("the long way"))
+    assert_same(fastckpt.load(either, **options), state())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"keys": ["z"]}, {"verify": True}, {"mode": "read"}, {"mmap": False}, {"max_bytes": 1 << 30}),
+        *({"max_tensors": 14}, {"as_": "numpy"}, {"prefetch": True}, {"device": "meta"}),
+    ],
+)
+def test_is_not_taken_for_what_it_cannot(either: Path, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(loading, "reading", lambda *_, **__: taken.append(1))
+    fastckpt.load(either, **options)
+    assert taken
+
+
+def test_one_open_and_one_read_for_what_an_index_has(path: Path) -> None:
+    """Behind the marker only what is not copied is opened, and not read."""
+    for file in path.glob("of*/out"):
+        file.unlink()
+
+    def reads() -> int:
+        return int(Path("/proc/self/io").read_text().split("syscr: ")[1].split()[0])
+
+    quick.load_plain(path, None, 100)
+    before = reads()
+    own = reads() - before
+    found = quick.load_plain(path, None, 100)
+    assert reads() - before - 2 * own == 1
+    assert_same(found, state())
+
+
+@pytest.mark.parametrize("few", [1, 2, 400])
+def test_many_maps_are_shared_by_threads(tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "FEW", few)
+    tensors = {f"{at}": torch.full((LARGE,), float(at)) for at in range(40)}
+    fastckpt.save(tensors, tmp_path / "s", index=True)
+    found = quick.load_plain(tmp_path / "s", None, 40)
+    assert_same(found, tensors)
+    assert maps_of(tmp_path / "s") == 40
+    del found
+    assert maps_of(tmp_path / "s") == 0
+    assert quick.load_plain(tmp_path / "s", None, 39) is None
+    monkeypatch.setattr(quick, "MAP_LIMIT", 39)
+    assert quick.load_plain(tmp_path / "s", None, 40) is None
+
+
+def test_a_table_longer_than_the_first_read(tmp_path: Path) -> None:
+    tensors = {f"a rather long name of a tensor {at}": torch.tensor([float(at)]) for at in range(3000)}
+    fastckpt.save(tensors, tmp_path / "s", index=True)
+    assert_same(quick.load_plain(tmp_path / "s", None, 3000), tensors)
+
+
+def test_where_maps_are_slow_or_remote(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "maps_fast", choosing.maps_fast)
+    monkeypatch.setattr(quick, "filesystem_of", lambda fd: filesystems.FileSystem.named("nfs4"))
+    assert quick.load_plain(either, None, 100) is None
+    assert quick.load_plain(either / "nothing", None, 100) is None
+    assert quick.load_plain(either / "z" / "out", None, 100) is None
+
+
+@pytest.mark.parametrize("cold", [0, 1, 2, 3])
+def test_prefetches_what_is_mostly_cold(tmp_path: Path, cold: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a look at the first, the middle and the largest of those that can have huge pages."""
+    warmed: list[Any] = []
+    monkeypatch.setattr(quick, "warm", warmed.extend)
+    monkeypatch.setattr(quick, "WORTH_WARMING", 7 * HUGE + 1)
+    tensors = {f"{at}": torch.ones(HUGE + (at == 4), dtype=torch.uint8) for at in range(7)}
+    fastckpt.save(tensors, tmp_path / "s", index=True)
+    for file in (tmp_path / "s").glob("*/out"):
+        evict(file)
+        file.read_bytes()
+    for at in ("0", "3", "4")[:cold]:
+        evict(tmp_path / "s" / at / "out")
+    fastckpt.load(tmp_path / "s")
+    assert [len(mapping) for mapping in warmed] == ([HUGE] * 4 + [HUGE + 1] + [HUGE] * 2 if cold > 1 else [])
+    for worth, room in ((7 * HUGE + 2, 1 << 40), (1, 14 * HUGE)):
+        monkeypatch.setattr(quick, "WORTH_WARMING", worth)
+        monkeypatch.setattr(choosing, "available", lambda room=room: room)
+        warmed.clear()
+        fastckpt.load(tmp_path / "s")
+        assert not warmed, "too little, or too much"
+    assert resident(tmp_path / "s" / "0" / "out") == 0 or cold == 0, "nothing is read before it is touched"
+
+
+def test_the_collector_rests_meanwhile(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def take(capsule: Any) -> Any:
+        seen.append(gc.isenabled())
+        return capsule
+
+    codec = quick.codec_for("torch")
+    monkeypatch.setattr(type(codec), "take", staticmethod(take))
+    quick.load_plain(either, None, 100)
+    assert seen == [False] * len(state())
+    assert gc.isenabled()
+    monkeypatch.setattr(type(codec), "take", staticmethod(lambda capsule: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        quick.load_plain(either, None, 100)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            quick.load_plain(either, None, 100)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_snapshot_that_is_being_deleted(either: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever deletes one takes the marker first; here after all else was looked at."""
+    codec = quick.codec_for("torch")
+    taken: list[Any] = []
+
+    def last(capsule: Any, take: Callable[[Any], Any] = codec.take or id) -> Any:
+        taken.append(take(capsule))
+        if len(taken) == len(state()):
+            (either / DONE).unlink()
+        return taken[-1]
+
+    monkeypatch.setattr(type(codec), "take", staticmethod(last))
+    assert quick.load_plain(either, None, 100) is None
+    assert len(taken) == len(state())
+    with pytest.raises(fastckpt.NotCommittedError):
+        fastckpt.load(either)
+
+
+# --- what it leaves to the long way
+
+
+def _tied(tensors: dict[str, Any]) -> Any:
+    return {**tensors, "twin": tensors["z"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda tensors: {**tensors, "bool": torch.ones(3) > 0}, {}),
+        (lambda tensors: {**tensors, "none": torch.ones(3, 0)}, {}),
+        (lambda tensors: {**tensors, "eight": torch.ones(3).to(torch.float8_e5m2)}, {}),
+        (lambda tensors: {**tensors, "a/b": torch.ones(3)}, {}),
+        (lambda tensors: {**tensors, "snapshot_done": torch.ones(3)}, {}),
+        (lambda tensors: {**tensors, "pickled_data": torch.ones(3)}, {}),
+        (lambda tensors: {**tensors, "\u00e9": torch.ones(3)}, {}),
+        (_tied, {}),
+        (lambda tensors: {"a": tensors, "b": [1]}, {}),
+        (lambda tensors: tensors, {"digest": False}),
+    ],
+)
+def test_what_is_unusual(tmp_path: Path, change: Callable[[Any], Any], options: Any) -> None:
+    """Names that are not ASCII, and missing digests, are unusual in an index only."""
+    tensors = change(state())
+    fastckpt.save(tensors, tmp_path / "s", index=True, **options)
+    assert quick.load_plain(tmp_path / "s", None, 100) is None
+    assert list(fastckpt.load(tmp_path / "s")) == list(tensors)
+    fastckpt.save(tensors, tmp_path / "s", **options)
+    found = quick.load_plain(tmp_path / "s", None, 100)
+    assert (found is not None) == ("digest" in options or "\u00e9" in tensors)
+    assert list(fastckpt.load(tmp_path / "s")) == list(tensors)
+
+
+def test_folders_that_the_index_does_not_name(path: Path) -> None:
+    shutil.copytree(path / "z", path / "y")
+    assert quick.load_plain(path, None, 100) is None
+    shutil.rmtree(path / "z")
+    assert quick.load_plain(path, None, 100) is None
+    os.rename(path / "y", path / "z")
+    assert_same(quick.load_plain(path, None, 100), state())
+    (path / DONE).rename(path.parent / "marker")
+    (path / DONE).symlink_to(path.parent / "marker")
+    assert quick.load_plain(path, None, 100) is None
+
+
+@pytest.mark.parametrize("nbytes", [0, 4 * LARGE - 1, 4 * LARGE + 1])
+def test_a_blob_of_another_size(either: Path, nbytes: int) -> None:
+    os.truncate(either / "large 0" / "out", nbytes)
+    assert quick.load_plain(either, None, 100) is None
+    assert maps_of(either) == 0
+    with pytest.raises(fastckpt.CorruptError, match=r"large 0/out: meta wants 36000 bytes"):
+        fastckpt.load(either)
+
+
+def test_any_byte_that_flips_in_the_text_is_left_to_the_long_way(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    fastckpt.save({"a": torch.ones(2), "b": torch.ones(LARGE)}, path, index=True)
+    whole = (path / DONE).read_bytes()
+    text = whole[: whole.index(b"\n]") if b"\n]" in whole else whole.rindex(b"\n") + 1]
+    assert len(text) > 300
+    for at in range(len(text)):
+        for flipped in (text[at] ^ 1, text[at] ^ 0x20):
+            (path / DONE).write_bytes(whole[:at] + bytes([flipped]) + whole[at + 1 :])
+            assert quick.load_plain(path, None, 100) is None, at
+    for marker in (whole[:-1], whole + b"\0", text, whole[:100]):
+        (path / DONE).write_bytes(marker)
+        assert quick.load_plain(path, None, 100) is None
+    (path / DONE).write_bytes(b"")  # then the metas say everything
+    assert_same(quick.load_plain(path, None, 100), at_length(path))
+    (path / DONE).write_bytes(whole)
+    assert quick.load_plain(path, None, 100) is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: (path / "z" / "meta").unlink(),
+        lambda path: (path / "z" / "out").unlink(),
+        lambda path: (path / "z" / "more").mkdir() or (path / "z").rename(path / "y"),
+        lambda path: shutil.copytree(path / "z", path / "y"),
+        lambda path: shutil.rmtree(path / "z"),
+        lambda path: (path / "file").touch(),
+        lambda path: shutil.copy(path / "steps" / "meta", path / "of torch.int64" / "meta"),
+        lambda path: (path / "pickled_data").mkdir(),
+        lambda path: (path / DONE).unlink(),
+        lambda path: (path / DONE).unlink() or (path / DONE).symlink_to(path / "z" / "out"),
+        lambda path: (path / DONE).write_bytes(b"x"),
+        lambda path: os.truncate(path / "z" / "out", 8),
+    ],
+)
+def test_folders_that_are_unusual(tmp_path: Path, change: Callable[[Path], Any]) -> None:
+    """A folder that was renamed is another tensor, whatever else lies in it."""
+    path = tmp_path / "s"
+    fastckpt.save(state(), path)
+    change(path)
+    found = quick.load_plain(path, None, 100)
+    assert (found is not None) == (path / "y" / "more").exists()
+    if found is not None:
+        assert_same(found, at_length(path))
+
+
+def test_any_byte_of_a_meta_that_flips(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    fastckpt.save({key: torch.arange(3.0) for key in "abcd"}, path)
+    meta = (path / "b" / "meta").read_bytes()
+    given = 0
+    for at in range(len(meta)):
+        for flipped in (meta[at] ^ 1, meta[at] ^ 0x10):
+            (path / "b" / "meta").write_bytes(meta[:at] + bytes([flipped]) + meta[at + 1 :])
+            found = quick.load_plain(path, None, 100)
+            given += found is not None
+            if found is not None:
+                assert_same(found, at_length(path))
+    assert 0 < given < 40, "a digest, which is not looked at"
+
+
+# --- what it says yes to, the long way says too
+
+
+def write_marker(path: Path, rows: Rows, copies: bytes, **head: Any) -> None:
+    """A marker whose digests are right, whatever it says."""
+    table = head.pop("text", json.dumps(rows, separators=(",", ":"))).encode() + b"\n"
+    fields = {"format": "fastckpt", "version": 1, "count": len(rows), "index": [], "table": ""}
+    fields["table"] = f"crc32:{zlib.crc32(table):08x}"
+    line, copies_at = b"", 0
+    for _ in range(3):
+        fields["index"] = [len(table), copies_at, copies_at + len(copies)]
+        line = sealed(json.dumps({**fields, **head}, separators=(",", ":")).encode() + b"\n")
+        copies_at = -(-(len(line) + len(table)) // 64) * 64
+    (path / DONE).write_bytes((line + table).ljust(copies_at, b"\0") + copies)
+
+
+def rows_of(path: Path) -> tuple[Rows, bytes]:
+    whole = (path / DONE).read_bytes()
+    line, table = whole.split(b"\n", 2)[:2]
+    return json.loads(table), whole[json.loads(line)["index"][1] :]
+
+
+METAS = [("place: 0", "place: 1"), ('"place":0', '"place":2'), ('"count":4', '"count":5'), ("kFloat", "kInt32")]
+METAS += [("kFloat", "kDouble"), ("kFloat", "kBool"), ("kFloat", "kChar"), ("dim: 3", "dim: 4"), ("dim: 3", "dim: 0")]
+METAS += [("dim: 3", "dim: 1\\n  dim: 3"), ("  dim: 3\n", ""), ("shape {", "shape{"), ("crc32:", "crc33:")]
+FIELDS = st.sampled_from([0, 1, 2, 3, 12, 64, 65, 128, 192, 36_000, -1, 2**62, 2**63 - 1, 2**64, None, "a", 1.5])
+
+
+@st.composite
+def changed(draw: st.DrawFn, rows: Rows) -> Rows:
+    rows = [list(row) for row in rows]
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(rows) - 1))
+        how = draw(st.sampled_from(["field", "meta", "swap", "drop", "twice", "name"]))
+        if how == "field":
+            rows[at][draw(st.integers(2, 3))] = draw(FIELDS)
+        elif how == "meta":
+            rows[at][1] = rows[at][1].replace(*draw(st.sampled_from(METAS)))
+        elif how == "name":
+            rows[at][0] = draw(st.sampled_from(["a", "b", "c", "big", "../s/a", "", ".", "\u00e9", "pickled_data"]))
+        elif how == "swap":
+            other = draw(st.integers(0, len(rows) - 1))
+            rows[at], rows[other] = rows[other], rows[at]
+        elif how == "drop" and len(rows) > 1:
+            del rows[at]
+        else:
+            rows.append(rows[at])
+    return rows
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows, bytes]:
+    path = tmp_path_factory.mktemp("four") / "s"
+    tensors = {key: torch.arange(3.0) + at for at, key in enumerate("abc")}
+    fastckpt.save({**tensors, "big": torch.arange(float(LARGE))}, path, index=True)
+    return (path, *rows_of(path))
+
+
+@given(st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_says_yes_only_where_the_long_way_does(four: tuple[Path, Rows, bytes], data: st.DataObject) -> None:
+    path, rows, copies = four
+    rows = data.draw(changed(rows))
+    head = data.draw(st.sampled_from([{}, {}, {}, {"count": 4}, {"count": 5}, {"version": 2}, {"more": 1}]))
+    text = json.dumps(rows, separators=data.draw(st.sampled_from([(",", ":"), (", ", ":")])))
+    write_marker(path, rows, copies, text=text, **head)
+    found = quick.load_plain(path, None, 100)
+    if found is not None:
+        assert_same(found, at_length(path))
+
+
+def test_the_marker_of_these_tests_is_ours(path: Path) -> None:
+    before = (path / DONE).read_bytes()
+    write_marker(path, *rows_of(path))
+    assert (path / DONE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value"),
+    [
+        (1, 3, 0),  # where another copy lies,
+        (1, 3, 11),  # or ends,
+        (1, 3, 65),  # not aligned,
+        (2, 3, 192),  # behind the end
+        (2, 3, 2**63 - 64),
+        (3, 3, 0),
+        (0, 2, 16),
+        (3, 2, 36_004),
+        (1, 0, "a"),
+        (1, 0, "B"),
+    ],
+)
+def test_a_row_that_cannot_be(four: tuple[Path, Rows, bytes], row: int, column: int, value: Any) -> None:
+    path, rows, copies = four
+    write_marker(path, rows, copies)
+    assert quick.load_plain(path, None, 100) is not None
+    rows = [list(each) for each in rows]
+    rows[row][column] = value
+    write_marker(path, rows, copies)
+    assert quick.load_plain(path, None, 100) is None
+
+
+def test_a_folder_with_the_name_of_a_pickle(tmp_path: Path) -> None:
+    """With an index it might be a file as well; without, it is looked into."""
+    path = tmp_path / "s"
+    fastckpt.save({"a": torch.ones(3)}, path, index=True)
+    ((_, *rest),), copies = rows_of(path)
+    (path / "a").rename(path / "pickled_data")
+    write_marker(path, [["pickled_data", *rest]], copies)
+    assert quick.load_plain(path, None, 100) is None
+    (path / DONE).write_bytes(b"")
+    assert_same(quick.load_plain(path, None, 100), {"pickled_data": torch.ones(3)})
+    assert_same(at_length(path), {"pickled_data": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"index": [10**18, 512, 1024]},
+        {"index": [0, 0, 0]},
+        {"index": [200, 64, 704]},
+        {"count": 2**63},
+        {"count": 2**62},
+        {"count": -1},
+        {"table": "crc32:0"},
+        {"table": None},
+    ],
+)
+def test_a_head_that_cannot_be(four: tuple[Path, Rows, bytes], head: dict[str, Any]) -> None:
+    path, rows, copies = four
+    write_marker(path, rows, copies, **head)
+    assert quick.load_plain(path, None, 100) is None
+
+
+def test_numbers_of_types_that_there_cannot_be() -> None:
+    for number in (-1, 32):
+        with pytest.raises(ValueError, match=f"no type has the number {number}"):
+            _core.load_plain(0, DONE, {number: (2, 4)}, id, zlib.crc32)
