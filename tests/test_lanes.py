@@ -28,6 +28,12 @@ from fastckpt.torch.pinned import CudaLane, HostLane
 TORCH_DTYPES = [getattr(torch, d.torch) for d in BY_NAME.values() if d.torch and hasattr(torch, d.torch)]
 
 
+@pytest.fixture(autouse=True)
+def no_quick_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To it the CPU is no device."""
+    monkeypatch.setattr("fastckpt.loading.load_plain", lambda *_: None)
+
+
 @pytest.fixture(params=["late", "host", "cuda"])
 def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Give the CPU a lane: one that copies late, one that copies at once, CUDA's own on streams that are none."""

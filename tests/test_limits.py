@@ -258,6 +258,7 @@ def test_a_file_that_vanishes_between_the_list_and_the_look(mode: Any, tmp_path:
         shutil.rmtree(tmp_path / "s/b", ignore_errors=True)
         return names
 
+    monkeypatch.setattr("fastckpt.loading.load_plain", lambda *_: None)  # it would look before
     monkeypatch.setattr(contents_module.os, "listdir", listdir)
     with pytest.warns(UserWarning, match="/s/b: no tensor, passed over"):
         assert [*fastckpt.load(tmp_path / "s", mode=mode)] == ["a"]
@@ -326,6 +327,7 @@ def test_an_error_of_the_system_keeps_its_number(tmp_path: Path, monkeypatch: An
             raise OSError(errno.EMFILE, "Too many open files")
         return opened(path, *arguments, **options)
 
+    monkeypatch.setattr("fastckpt.loading.load_plain", lambda *_: None)
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(OSError, match="Too many open files") as refused:
         fastckpt.load(tmp_path / "s")
