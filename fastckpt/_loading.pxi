@@ -164,7 +164,7 @@ cdef bint _take_rows(
 
 
 cdef bint _are_all(int dirfd, uint64_t names, Py_ssize_t wanted):
-    """Whether the folder has so many names, whose hashes have this sum; a name that was added twice is found out too."""
+    """Whether the folder has so many names, whose hashes have this sum. A name added twice is found out too."""
     cdef int64_t room[_NAMES]
     cdef fc_error err
     cdef size_t at
