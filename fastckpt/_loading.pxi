@@ -72,6 +72,8 @@ cdef bytes _read_table(int file, off_t size, int64_t most_tensors, int64_t most_
         return None
     if head.table_length > most_bytes or head.count > head.table_length or head.count > most_tensors:
         return None
+    if head.copies_at % 64:
+        return None
     if crc32(first[:head.sealed]) != head.seal:
         return None
     cdef bytes table = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>head.table_length)

@@ -440,6 +440,16 @@ def test_a_row_that_cannot_be(four: tuple[Path, Rows, bytes], row: int, column: 
     assert quick.load_plain(path, None, 100) is None
 
 
+def test_copies_that_do_not_begin_where_they_may(four: tuple[Path, Rows, bytes]) -> None:
+    path, rows, copies = four
+    write_marker(path, rows, copies)
+    assert quick.load_plain(path, None, 100) is not None
+    table, copies_at, size = json.loads((path / DONE).read_bytes().split(b"\n")[0])["index"]
+    write_marker(path, rows, copies, index=[table, copies_at + 4, size])
+    assert (path / DONE).stat().st_size == size
+    assert quick.load_plain(path, None, 100) is None
+
+
 def test_a_folder_with_the_name_of_a_pickle(tmp_path: Path) -> None:
     """With an index it might be a file as well; without, it is looked into."""
     path = tmp_path / "s"
