@@ -49,27 +49,15 @@ static bool take_type(struct fc_cursor *cursor, int *number)
     return false;
 }
 
-/* `crc32:` and eight lower-case hexadecimal digits, as we write them, and the quote behind. */
-static bool take_crc(struct fc_cursor *cursor)
-{
-    if (!fc_take(cursor, "crc32:"))
-        return false;
-    if (cursor->end - cursor->at < 8)
-        return false;
-    for (const char *end = cursor->at + 8; cursor->at < end; cursor->at++)
-        if (!((*cursor->at >= '0' && *cursor->at <= '9') || (*cursor->at >= 'a' && *cursor->at <= 'f')))
-            return false;
-    return fc_take(cursor, "\"");
-}
-
 /* A digest, and perhaps the seal behind it, which is left to whoever wants it checked. */
 static bool take_digest(struct fc_cursor *cursor, struct fc_meta *meta)
 {
     const char *start = cursor->at;
-    if (!take_crc(cursor))
+    uint32_t crc;
+    if (!fc_take_crc(cursor, &crc))
         return false;
     memcpy(meta->digest, start, FC_DIGEST_LENGTH);
-    return !fc_take(cursor, ",\"self\":\"") || take_crc(cursor);
+    return !fc_take(cursor, ",\"self\":\"") || fc_take_crc(cursor, &crc);
 }
 
 /* Exactly `{"place":P,"count":C}\n`, perhaps with digests behind, and then the end: nearly every meta of ours. */

@@ -1,6 +1,6 @@
 /*
  * A cursor over text that is moved over what it expects; canon.c and table.c read what we write ourselves with it. Where
- * fc_take says false it has not moved; where fc_take_number does, it may stand anywhere.
+ * fc_take says false it has not moved; where the others do, it may stand anywhere.
  */
 #ifndef FC_CURSOR_H
 #define FC_CURSOR_H
@@ -38,6 +38,22 @@ static inline bool fc_take_number(struct fc_cursor *cursor, int64_t *number)
     }
     *number = value;
     return cursor->at > start && (*start != '0' || cursor->at == start + 1);
+}
+
+/* `crc32:` and eight lower-case hexadecimal digits, as we write them, and the quote behind. */
+static inline bool fc_take_crc(struct fc_cursor *cursor, uint32_t *crc)
+{
+    const int digits = 8;
+    if (!fc_take(cursor, "crc32:") || cursor->end - cursor->at < digits)
+        return false;
+    *crc = 0;
+    for (int i = 0; i < digits; i++) {
+        char c = *cursor->at++;
+        if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')))
+            return false;
+        *crc = *crc << 4 | (uint32_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    return fc_take(cursor, "\"");
 }
 
 #endif

@@ -59,31 +59,16 @@ int fc_take_row(struct fc_table *table, struct fc_row *row)
                : -1;
 }
 
-static bool take_crc(struct fc_cursor *text, uint32_t *crc)
-{
-    const int digits = 8;
-    if (!fc_take(text, "\"crc32:") || text->end - text->at < digits)
-        return false;
-    *crc = 0;
-    for (int i = 0; i < digits; i++) {
-        char c = *text->at++;
-        if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')))
-            return false;
-        *crc = *crc << 4 | (uint32_t)(c <= '9' ? c - '0' : c - 'a' + 10);
-    }
-    return fc_take(text, "\"");
-}
-
 bool fc_parse_head(const char *text, size_t length, struct fc_head *head)
 {
     struct fc_cursor at = {text, text + length};
     if (!fc_take(&at, "{\"format\":\"fastckpt\",\"version\":1,\"count\":") || !fc_take_number(&at, &head->count) ||
         !fc_take(&at, ",\"index\":[") || !fc_take_number(&at, &head->table_length) || !fc_take(&at, ",") ||
         !fc_take_number(&at, &head->copies_at) || !fc_take(&at, ",") || !fc_take_number(&at, &head->size) ||
-        !fc_take(&at, "],\"table\":") || !take_crc(&at, &head->table_crc))
+        !fc_take(&at, "],\"table\":\"") || !fc_take_crc(&at, &head->table_crc))
         return false;
     head->sealed = (size_t)(at.at - text);
-    if (!fc_take(&at, ",\"self\":") || !take_crc(&at, &head->seal) || !fc_take(&at, "}\n"))
+    if (!fc_take(&at, ",\"self\":\"") || !fc_take_crc(&at, &head->seal) || !fc_take(&at, "}\n"))
         return false;
     head->length = (size_t)(at.at - text);
     return head->table_length <= head->copies_at - (int64_t)head->length && head->copies_at <= head->size;

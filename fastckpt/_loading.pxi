@@ -185,22 +185,14 @@ cdef bint _are_all(int dirfd, uint64_t names, Py_ssize_t wanted):
 
 cdef list _take_large(int dirfd, _Large large, const _Kind *kinds, object take, dict made, size_t threads):
     """Map the others and make their tensors; give the maps, or None where one is missing or has another size."""
-    cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX), planned, i
-    cdef _Room room = _Room(2 * share, sizeof(fc_run))
-    cdef fc_run *runs = <fc_run *>room.data
-    cdef fc_folder *folders = <fc_folder *>large.folders.data
     cdef fc_row *rows = <fc_row *>large.rows.data
     cdef list mappings = _owners(large.count)
     cdef Mapping mapping
     cdef fc_meta meta
-    with nogil:
-        planned = _plan_runs(
-            runs, dirfd, folders, large.count, FC_BLOBS, FC_COLD_ADVISE, False, (large.count + share - 1) // share,
-            large.count
-        )
-        fc_scan_folders(runs, planned, threads)
-    for i in range(large.count):
-        _own_out(mappings[i], folders + i)
+    cdef size_t i
+    _look(
+        dirfd, <fc_folder *>large.folders.data, mappings, FC_BLOBS, FC_COLD_ADVISE, False, threads, large.count
+    )
     for i in range(large.count):
         mapping = mappings[i]
         if mapping.size != <size_t>rows[i].nbytes:

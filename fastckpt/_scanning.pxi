@@ -43,6 +43,24 @@ cdef size_t _plan_runs(
     return filled
 
 
+cdef int _look(
+    int dirfd, fc_folder *found, list mappings, fc_what blobs, int cold, bint metas, size_t threads, size_t maps
+) except -1:
+    """Look into as many folders as there are mappings, which own what is mapped."""
+    cdef size_t count = <size_t>len(mappings), i, planned
+    cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
+    cdef size_t width = (count + share - 1) // share
+    cdef _Room room = _Room(2 * share, sizeof(fc_run))
+    cdef fc_run *runs = <fc_run *>room.data
+    with nogil:
+        planned = _plan_runs(runs, dirfd, found, count, blobs, <fc_cold>cold, metas, width, maps)
+        fc_scan_folders(runs, planned, threads)
+    if blobs == FC_BLOBS:
+        for i in range(count):
+            _own_out(mappings[i], found + i)
+    return 0
+
+
 @cython.final
 @cython.internal
 cdef class _Scan:
@@ -60,11 +78,7 @@ cdef class _Scan:
 
     cdef int look(self, int dirfd, list names, bint map, int cold, bint metas, size_t threads, size_t maps) except -1:
         """Do what `scan` says; once."""
-        cdef size_t count = <size_t>len(names), i, planned
-        cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
-        cdef size_t width = (count + share - 1) // share
-        cdef _Room room = _Room(2 * share, sizeof(fc_run))
-        cdef fc_run *runs = <fc_run *>room.data
+        cdef size_t count = <size_t>len(names), i
         cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
         self.names, self.room = names, _Room(count, sizeof(fc_folder))
         self.mappings = _owners(count) if map else [None] * len(names)
@@ -73,13 +87,7 @@ cdef class _Scan:
             self.found[i].name, self.found[i].ask = PyBytes_AS_STRING(names[i]), False
             self.found[i].meta_size, self.found[i].meta_block = 0, NULL
         self.count = count
-        with nogil:
-            planned = _plan_runs(runs, dirfd, self.found, count, blobs, <fc_cold>cold, metas, width, maps)
-            fc_scan_folders(runs, planned, threads)
-        if map:
-            for i in range(count):
-                _own_out(self.mappings[i], self.found + i)
-        return 0
+        return _look(dirfd, self.found, self.mappings, blobs, cold, metas, threads, maps)
 
 
 def scan(

@@ -30,11 +30,6 @@ class Maker:
         """Give the lane to the device that was asked for."""
         return self._default.lane(self._device)
 
-    @property
-    def take(self) -> Callable[[Any], Any] | None:
-        """What makes a tensor of a capsule, where no more is to be done with it."""
-        return self._default.take if self._device is None or str(self._device) == "cpu" else None
-
     def locked_memory(self, mode: Mode) -> Allocate:
         """Give what allocates page-locked memory; refuse where no tensor can have any."""
         if mode == "mmap":
@@ -74,8 +69,8 @@ class Maker:
 
     def _at_once(self, entries: Sequence[Entry], buffers: Sequence[Any]) -> list[Any]:
         """Make those about which nothing is unusual; None for each of the others."""
-        take = self.take
-        if take is None:
+        take = self._default.take
+        if take is None or (self._device is not None and str(self._device) != "cpu"):
             return [None] * len(entries)
         return _core.hand_over(buffers, [entry.meta for entry in entries], take)
 

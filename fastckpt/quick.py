@@ -57,7 +57,7 @@ def load_plain(path: str | os.PathLike[str], framework: str | None, most: int) -
     if found is None:
         return None
     tensors, cold = found
-    if cold and has_room(sum(map(len, cold))):
+    if cold:
         warm(cold)
     return tensors
 
@@ -79,7 +79,9 @@ def _of_index(fd: int, take: Callable[[Any], Any], most: int) -> _Found | None:
     if found is None:
         return None
     tensors, cold = found
-    return _of_folders(fd, take, most) if tensors is None else (tensors, cold)
+    if tensors is None:
+        return _of_folders(fd, take, most)
+    return tensors, cold if cold and has_room(sum(map(len, cold))) else []
 
 
 def _of_folders(fd: int, take: Callable[[Any], Any], most: int) -> _Found | None:
