@@ -59,16 +59,35 @@ int fc_take_row(struct fc_table *table, struct fc_row *row)
                : -1;
 }
 
+/* Move over the record. It may be long, and hold any text; what is behind it has a form, and is short. */
+static bool take_object(struct fc_cursor *at, const char *text, struct fc_head *head)
+{
+    static const char behind[] = ",\"index\":[";
+    const ptrdiff_t longest = 160;
+    head->object_at = head->object_length = 0;
+    if (!fc_take(at, ",\"object\":"))
+        return true;
+    for (ptrdiff_t left = sizeof behind; left <= at->end - at->at && left < longest; left++) {
+        if (memcmp(at->end - left, behind, sizeof behind - 1) == 0) {
+            head->object_at = (size_t)(at->at - text);
+            at->at = at->end - left;
+            head->object_length = (size_t)(at->at - text) - head->object_at;
+            return true;
+        }
+    }
+    return false;
+}
+
 bool fc_parse_head(const char *text, size_t length, struct fc_head *head)
 {
     struct fc_cursor at = {text, text + length};
     if (!fc_take(&at, "{\"format\":\"fastckpt\",\"version\":1,\"count\":") || !fc_take_number(&at, &head->count) ||
-        !fc_take(&at, ",\"index\":[") || !fc_take_number(&at, &head->table_length) || !fc_take(&at, ",") ||
-        !fc_take_number(&at, &head->copies_at) || !fc_take(&at, ",") || !fc_take_number(&at, &head->size) ||
-        !fc_take(&at, "],\"table\":\"") || !fc_take_crc(&at, &head->table_crc))
+        !take_object(&at, text, head) || !fc_take(&at, ",\"index\":[") || !fc_take_number(&at, &head->table_length) ||
+        !fc_take(&at, ",") || !fc_take_number(&at, &head->copies_at) || !fc_take(&at, ",") ||
+        !fc_take_number(&at, &head->size) || !fc_take(&at, "],\"table\":\"") || !fc_take_crc(&at, &head->table_crc))
         return false;
     head->sealed = (size_t)(at.at - text);
-    if (!fc_take(&at, ",\"self\":\"") || !fc_take_crc(&at, &head->seal) || !fc_take(&at, "}\n"))
+    if (!fc_take(&at, ",\"self\":\"") || !fc_take_crc(&at, &head->seal) || !fc_take(&at, "}\n") || at.at != at.end)
         return false;
     head->length = (size_t)(at.at - text);
     return head->table_length <= head->copies_at - (int64_t)head->length && head->copies_at <= head->size;

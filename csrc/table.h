@@ -39,22 +39,24 @@ bool fc_open_table(struct fc_table *table, const char *text, size_t length, char
 /* Returns 1 and fills `row`; or 0: there is none after the last; or -1: not our spelling. */
 int fc_take_row(struct fc_table *table, struct fc_row *row);
 
-/* The line before the table, of a flat object whose digests are stored:
+/* The line before the table, where digests are stored; with the record of an object that is not flat:
  *
- *     {"format":"fastckpt","version":1,"count":2,"index":[411,512,8192],"table":"crc32:…","self":"crc32:…"}\n
+ *     {"format":"fastckpt","version":1,"count":2,"object":{…},"index":[411,512,8192],"table":"crc32:…","self":"crc32:…"}\n
  */
 struct fc_head {
     int64_t count;
     int64_t table_length; /* bytes of the table, which begins behind this line, */
     int64_t copies_at;    /* offset of the copies, not before its end, */
     int64_t size;         /* and bytes of the whole file, not before the copies' beginning */
-    size_t length;        /* of the line */
-    size_t sealed;        /* bytes before the seal, which covers them */
+    size_t object_at;     /* offset of the record, which nobody has looked into; 0: there is none */
+    size_t object_length;
+    size_t length; /* of the line */
+    size_t sealed; /* bytes before the seal, which covers them */
     uint32_t table_crc;
     uint32_t seal;
 };
 
-/* False: it does not begin with such a line, or the numbers cannot be. */
+/* `text` is one line with its end. False: it is no such line, or the numbers cannot be. */
 bool fc_parse_head(const char *text, size_t length, struct fc_head *head);
 
 #endif

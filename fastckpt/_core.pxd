@@ -188,6 +188,8 @@ cdef extern from "table.h" nogil:
         int64_t table_length
         int64_t copies_at
         int64_t size
+        size_t object_at
+        size_t object_length
         size_t length
         size_t sealed
         uint32_t table_crc

@@ -29,6 +29,7 @@ class _Array(Protocol):
 
 _T = TypeVar("_T")
 _Buffer: TypeAlias = Buffer | _Array
+_Note: TypeAlias = Callable[[str, bytes, int], tuple[str, int, bool] | None]
 
 class SizeChanged(ValueError):
     index: int
@@ -126,7 +127,8 @@ def load_plain(
     marker: str,
     kinds: dict[int, tuple[int, int]],
     take: Callable[[Any], _T],
-    crc32: Callable[[bytes], int],
+    note: _Note,
+    crc32: Callable[[Any], int],
     *,
     others: Iterable[str] = (),
     few: int = 1,
@@ -134,12 +136,13 @@ def load_plain(
     most_tensors: int = 0,
     most_bytes: int = 0,
     worth: int = 0,
-) -> tuple[dict[str, _T] | None, list[Mapping]] | None: ...
+) -> tuple[dict[str, _T] | None, list[Mapping], bytes | None] | None: ...
 def load_folders(
     dirfd: int,
     names: list[str],
     kinds: dict[int, tuple[int, int]],
     take: Callable[[Any], _T],
+    note: _Note,
     *,
     threads: int = 1,
     most: int = 0,

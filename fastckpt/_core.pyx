@@ -19,7 +19,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, strlen
+from libc.string cimport memchr, memcpy, strlen
 from posix.types cimport off_t
 
 import os
@@ -48,8 +48,6 @@ cdef extern from *:
 cdef extern from "Python.h":
     int PyUnicode_FSConverter(object path, void *result) except 0
     bint Py_IsInitialized() nogil
-    int PyGC_Disable()
-    int PyGC_Enable()
 
 
 RENAME_NOREPLACE = FC_RENAME_NOREPLACE
@@ -266,6 +264,7 @@ cdef void _own(Mapping mapping, const fc_map_job *job) noexcept:
 
 
 include "_scanning.pxi"
+include "_plain.pxi"
 include "_loading.pxi"
 
 

@@ -27,6 +27,7 @@ _COMPANIONS = {
     "timezone": {"name"},
     "tensor": {"as"},
 }
+_LISTS, _TEXTS, _TWO = {list}, {str}, {2}
 _ALIKE = 1000  # numbers of one hash, of which each is compared with all others
 _ALL_COMPANIONS = frozenset().union(*_COMPANIONS.values())
 
@@ -35,6 +36,7 @@ class Reader(Walk):
     """Walks through a record; what no Writer could have written is a FormatError."""
 
     too_deep = FormatError
+    plain = frozenset({str, int, float, bool, type(None)})
     reads: ClassVar[dict[str, Callable[[Any, Record, str], Any]]]
 
     def __init__(
@@ -48,7 +50,7 @@ class Reader(Walk):
     def value(self, item: Any) -> Any:
         """Give the value of one record."""
         kind = type(item)
-        if kind is str or kind is int or kind is float or kind is bool or item is None:
+        if kind in self.plain:
             return item
         if kind is list:
             return self.each(count(), item)
@@ -89,7 +91,7 @@ class Reader(Walk):
 
     def pairs(self, record: Record, tag: str) -> Any:
         pairs = _array(record[tag])
-        if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
+        if not ({*map(type, pairs)} <= _LISTS and {*map(len, pairs)} <= _TWO):
             raise FormatError(f"wanted a {tag} as pairs of a key and a value, found something else")
         keys = self.fixed([key for key, _ in pairs], KEY, KEYS)
         values = self.each(keys, [value for _, value in pairs])
@@ -102,6 +104,8 @@ class Reader(Walk):
 
     def fixed(self, records: list[Any], step: Step, allowed: frozenset[type]) -> list[Any]:
         """Keys or elements, whose hashes nobody but Python computes."""
+        if {*map(type, records)} <= _TEXTS:
+            return records
         items: list[Any] = []
         hashes: set[int] = set()
         alike = 0
@@ -154,6 +158,10 @@ class Describer(Reader):
 
 def _tag_of(record: Record) -> str:
     """Find the one tag, in whatever order the keys are; nothing but its companions may stand beside it."""
+    if len(record) == 1:
+        (tag,) = record
+        if tag not in _ALL_COMPANIONS:
+            return tag
     tags = record.keys() - _ALL_COMPANIONS
     if len(tags) == 1:
         (tag,) = tags

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from enum import Enum
 from itertools import count, repeat
 from typing import Any, NamedTuple, Protocol
@@ -135,7 +135,7 @@ class Writer(Walk):
         record = {type(item).__name__: [[key, value] for key, value in zip(keys, values, strict=True)]}
         return record | self.attributes(item)
 
-    def fixed(self, items: Iterable[Any], step: Step, allowed: frozenset[type]) -> list[Any]:
+    def fixed(self, items: Collection[Any], step: Step, allowed: frozenset[type]) -> list[Any]:
         """Keys or elements: what stays fixed while it is in its container."""
         for item in items:
             if not is_hashable(item, allowed):

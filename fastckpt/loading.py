@@ -165,14 +165,9 @@ def nested(contents: Contents, leaf: Callable[[str, str], Any]) -> Any:
 def flat(contents: Contents, items: dict[str, Any]) -> Any:
     """Put the items of a flat object into the kind of dict that was saved."""
     first = next(iter(contents.entries.values()), None)
-    if first is None or first.meta.container is None:
+    if first is None:
         return items
-    where = f"{contents.path}/{first.folder}/{META}"
-    container: Any = tree.unflatten(first.meta.container, lambda key, _: items.get(key), KINDS.unpack, where=where)
-    if not isinstance(container, dict) or container:
-        raise CorruptError(f"{where}: the container of a flat snapshot must be an empty dict, not {container!r:.80}")
-    container.update(items)
-    return container
+    return tree.refill(first.meta.container, items, KINDS.unpack, where=f"{contents.path}/{first.folder}/{META}")
 
 
 def _mode(mode: Mode, mmap: bool | None) -> Mode:

@@ -6,7 +6,7 @@ one by one, give or take half a megabyte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from itertools import count, repeat
 from typing import Any, ClassVar, TypeAlias
 
@@ -123,7 +123,7 @@ class PickleReader(Walk):
     def tuple_(self, item: tuple[Any, ...]) -> Any:
         return {"tuple": self.each(count(), item)}
 
-    def elements(self, tag: str, items: Iterable[Any]) -> Any:
+    def elements(self, tag: str, items: Collection[Any]) -> Any:
         return {tag: self.each(repeat(ELEMENT), items)}
 
     def unordered(self, item: Unordered) -> Any:

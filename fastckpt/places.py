@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any, ClassVar
@@ -94,9 +94,18 @@ class Names:
 
 
 class Walk:
-    """A way down through containers that knows where it stands: one part for each that is open."""
+    """A way down through containers that knows where it stands: one part for each that is open.
+
+    Attributes
+    ----------
+    too_deep : type
+        What is raised where containers are nested too deep.
+    plain : frozenset of type
+        Items of these types stand for themselves.
+    """
 
     too_deep: ClassVar[type[Exception]]
+    plain: ClassVar[frozenset[type]] = frozenset()
 
     def __init__(self) -> None:
         self.parts: list[Any] = []
@@ -105,10 +114,12 @@ class Walk:
         """Walk through one item, whatever it is."""
         raise NotImplementedError
 
-    def each(self, parts: Iterable[Any], items: Iterable[Any]) -> list[Any]:
+    def each(self, parts: Iterable[Any], items: Collection[Any]) -> list[Any]:
         """Walk through the items of one container; ``parts`` lead to them."""
         if len(self.parts) >= DEPTH:
             raise self.too_deep(f"containers are nested more than {DEPTH} deep; cut the object into several")
+        if self.plain and {*map(type, items)} <= self.plain:
+            return [*items]
         values = []
         self.parts.append(None)
         for part, item in zip(parts, items, strict=False):  # positions are counted without end

@@ -1,4 +1,4 @@
-"""The load that most are, of a flat snapshot on a disk of this machine: everything in one call of C, or two.
+"""The load that most are, of a snapshot on a disk of this machine: every tensor made in one call of C, or two.
 
 It takes what is exactly as we write it. Whatever deviates, or is damaged, is left to ``fastckpt.contents``, which alone
 judges; so this one need only be right when it gives something.
@@ -6,20 +6,25 @@ judges; so this one need only be right when it gives something.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
-from fastckpt import _core
+from fastckpt import _core, tree
+from fastckpt import meta as meta_file
 from fastckpt.choosing import WORTH_WARMING, has_room, maps_fast, worth_warming
-from fastckpt.codec import codec_for, default_framework
+from fastckpt.codec import KINDS, Codec, codec_for, default_framework
 from fastckpt.dtypes import BY_NUMBER
+from fastckpt.errors import CheckpointError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.folders import FEW, MAP_LIMIT, readers
+from fastckpt.garbage import collector_at_rest
 from fastckpt.layout import DONE, PICKLE
 from fastckpt.marker import LINE_LIMIT
+from fastckpt.meta import Meta
 from fastckpt.warming import warm
 
 __all__ = ["load_plain"]
@@ -28,46 +33,105 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _KINDS = {number: (dtype.dlpack, dtype.itemsize) for number, dtype in BY_NUMBER.items() if dtype.dlpack is not None}
 _OTHERS = (PICKLE,)
 
-_Found = tuple[dict[str, Any], Sequence[_core.Mapping]]  # tensors, and what is worth being brought into memory
+
+class _UnusualError(Exception):
+    """There is something that the quick load does not know."""
 
 
-def load_plain(path: str | os.PathLike[str], framework: str | None, most: int) -> dict[str, Any] | None:
-    """Give all tensors of the snapshot at `path`, as ``load(path)`` does, or None: then nothing is known of it.
+def load_plain(path: str | os.PathLike[str], framework: str | None, most: int) -> Any:
+    """Give the object that the snapshot at `path` holds, as ``load(path)`` does, or None: then nothing is known of it.
 
     Parameters
     ----------
     path : str or os.PathLike
         Its folder.
     framework : {"torch", "numpy"}, optional
-        What they become.
+        What every tensor becomes.
     most : int
         How many there may be.
     """
-    take = codec_for(framework or default_framework()).take
-    if take is None or not isinstance(path, (str, os.PathLike)):
+    codec = codec_for(framework or default_framework())
+    if codec.take is None or not isinstance(path, (str, os.PathLike)):
         return None
     try:
         fd = os.open(path, _FOLDER)
     except (OSError, ValueError):
         return None
     try:
-        found = _of_index(fd, take, most) if maps_fast(filesystem_of(fd)) else None
+        if not maps_fast(filesystem_of(fd)):
+            return None
+        with collector_at_rest():
+            made, cold = _load(fd, _Plain(codec, framework is None), most)
+    except (_UnusualError, CheckpointError):
+        return None
     finally:
         os.close(fd)
-    if found is None:
-        return None
-    tensors, cold = found
     if cold:
         warm(cold)
-    return tensors
+    return made
 
 
-def _of_index(fd: int, take: Callable[[Any], Any], most: int) -> _Found | None:
+class _Plain:
+    """What the metas say of tensors besides shape, dtype and digest, and the object that they make.
+
+    Parameters
+    ----------
+    codec : Codec
+        Of the tensors.
+    arrays : bool
+        Arrays in a nested object stay arrays.
+    """
+
+    def __init__(self, codec: Codec, arrays: bool) -> None:
+        self.codec = codec
+        self.take: Any = codec.take
+        self._arrays = arrays
+        self._container: Any = None
+        self._ties: dict[str, Meta] = {}
+
+    def note(self, folder: str, text: bytes, count: int) -> tuple[str, int, bool] | None:
+        """Read a meta for ``_core.load_plain``."""
+        meta = meta_file.parse(text, folder)
+        if meta.place is None or meta.count != count or meta.dtype.enum is None:
+            return None
+        if meta.place == 0:
+            self._container = meta.container
+        key = folder if meta.name is None else meta.name
+        if meta.same_as is not None:
+            self._ties[key] = meta
+        return key, meta.place, meta.same_as is not None
+
+    def object(self, tensors: dict[str, Any], record: bytes | None) -> Any:
+        """Give the object that holds the tensors, which has a record unless it is flat."""
+        for key, meta in self._ties.items():
+            twin = tensors.get(str(meta.same_as))
+            if twin is None or meta.same_as in self._ties or self.codec.describe(twin)[:2] != (meta.dtype, meta.shape):
+                raise _UnusualError
+            tensors[key] = twin
+        if (self._container == DONE) != (record is not None and bool(tensors)):
+            raise _UnusualError  # one of the two has been lost
+        if record is None:
+            return tree.refill(self._container, tensors, KINDS.unpack, where=DONE)
+        try:
+            content = json.loads(record.decode("ascii"))
+        except (ValueError, RecursionError):
+            raise _UnusualError from None
+        return tree.unflatten(content, lambda key, of: self._leaf(tensors.get(key), of), KINDS.unpack, where=DONE)
+
+    def _leaf(self, tensor: Any, framework: str) -> Any:
+        if tensor is None or (self._arrays and framework != self.codec.name):
+            raise _UnusualError
+        return tensor
+
+
+def _load(fd: int, plain: _Plain, most: int) -> tuple[Any, Sequence[_core.Mapping]]:
+    """Give the object, and what is worth being brought into memory."""
     found = _core.load_plain(
         fd,
         DONE,
         _KINDS,
-        take,
+        plain.take,
+        plain.note,
         crc32,
         others=_OTHERS,
         few=FEW,
@@ -77,23 +141,24 @@ def _of_index(fd: int, take: Callable[[Any], Any], most: int) -> _Found | None:
         worth=WORTH_WARMING,
     )
     if found is None:
-        return None
-    tensors, cold = found
+        raise _UnusualError
+    tensors, cold, record = found
     if tensors is None:
-        return _of_folders(fd, take, most)
-    return tensors, cold if cold and has_room(sum(map(len, cold))) else []
+        return _load_folders(fd, plain, most)
+    return plain.object(tensors, record), cold if cold and has_room(sum(map(len, cold))) else []
 
 
-def _of_folders(fd: int, take: Callable[[Any], Any], most: int) -> _Found | None:
+def _load_folders(fd: int, plain: _Plain, most: int) -> tuple[Any, Sequence[_core.Mapping]]:
     folders = [name for name in os.listdir(fd) if name != DONE]
     if not 0 < len(folders) <= most:
-        return None
-    found = _core.load_folders(fd, folders, _KINDS, take, threads=readers(fd, folders), most=MAP_LIMIT)
+        raise _UnusualError
+    threads = readers(fd, folders)
+    found = _core.load_folders(fd, folders, _KINDS, plain.take, plain.note, threads=threads, most=MAP_LIMIT)
     try:
         os.stat(DONE, dir_fd=fd, follow_symlinks=False)  # whoever deletes a snapshot takes it first
     except OSError:
-        return None
+        found = None
     if found is None:
-        return None
+        raise _UnusualError
     tensors, maps = found
-    return tensors, [*maps.values()] if worth_warming(fd, maps) else []
+    return plain.object(tensors, None), [*maps.values()] if worth_warming(fd, maps) else []

@@ -15,11 +15,12 @@ from typing import Any
 from fastckpt.classes import FindClass, find_class
 from fastckpt.decoding import Describer, Reader
 from fastckpt.encoding import Kinds, Leaf, Writer
+from fastckpt.errors import CorruptError
 from fastckpt.layout import DONE
 from fastckpt.places import located
 from fastckpt.texts import is_stable
 
-__all__ = ["Kinds", "Leaf", "describe", "find_class", "flatten", "is_flat", "unflatten"]
+__all__ = ["Kinds", "Leaf", "describe", "find_class", "flatten", "is_flat", "refill", "unflatten"]
 
 
 def is_flat(obj: object, kinds: Kinds) -> bool:
@@ -109,6 +110,41 @@ def unflatten(
     reader = Reader(leaf, unpack, find_class)
     with located(reader, f"{where}: "):
         return reader.value(record)
+
+
+def refill(container: Any, items: dict[str, Any], unpack: Callable[[str, Any], Any], *, where: str) -> Any:
+    """Put the tensors of a flat object back into the kind of dict that it was.
+
+    Parameters
+    ----------
+    container : JSON
+        The record of it, without the tensors; None for a plain dict. From anywhere: it is checked.
+    items : dict of str to object
+        The tensors, in order.
+    unpack : callable
+        ``Kinds.unpack``.
+    where : str
+        File that holds the record, shown in errors.
+
+    Returns
+    -------
+    dict
+        `items` itself for a plain dict.
+
+    Raises
+    ------
+    CorruptError
+        The record is of something else.
+    FormatError, UnsupportedError
+        As `unflatten`.
+    """
+    if container is None:
+        return items
+    made = unflatten(container, lambda key, _: items.get(key), unpack, where=where)
+    if not isinstance(made, dict) or made:
+        raise CorruptError(f"{where}: the container of a flat snapshot must be an empty dict, not {made!r:.80}")
+    made.update(items)
+    return made
 
 
 def describe(record: Any, leaf: Callable[[str, str], Any], *, where: str = DONE) -> Any:

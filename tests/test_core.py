@@ -972,14 +972,20 @@ metas = {str(at): Meta((8,), BY_NAME["float32"], at, 20) for at in range(20)}
 memory = _core.allocate([32] * 20)
 plain = {f"of {at}": torch.ones(9000 if at % 2 else 3) for at in range(20)}
 fastckpt.save(plain, f"{sys.argv[1]}/plain", index=True)
+fastckpt.save({**plain, "twin": plain["of 1"], "word": ["snow"]}, f"{sys.argv[1]}/more")
 kinds = {number: (dtype.dlpack, dtype.itemsize) for number, dtype in BY_NUMBER.items() if dtype.dlpack is not None}
 
 
-def load_plain():
-    whole = os.open(f"{sys.argv[1]}/plain", os.O_RDONLY)
+def note(folder, text, count):
+    place = json.loads(text.split(b"fastckpt: ")[1])["place"]
+    return folder, place, b"same_as" in text
+
+
+def load_plain(name):
+    whole = os.open(f"{sys.argv[1]}/{name}", os.O_RDONLY)
     try:
         return _core.load_plain(
-            whole, "snapshot_done", kinds, id, zlib.crc32, most_maps=99, most_tensors=99, most_bytes=9999
+            whole, "snapshot_done", kinds, id, note, zlib.crc32, most_maps=99, most_tensors=99, most_bytes=99999
         )
     finally:
         os.close(whole)
@@ -1012,8 +1018,9 @@ CALLS = [
     lambda: _core.hand_over(memory, metas.values(), id),
     lambda: _core.scan(fd, [f"t{at}" for at in range(20)], map=True, kind=Meta, types=BY_NUMBER),
     lambda: _core.allocate([5000])[0].parts({"a": 0, "b": 64}, {"a": 64, "b": 64}),
-    load_plain,
-    lambda: _core.load_folders(whole, list(plain), kinds, id, most=99),
+    lambda: load_plain("plain"),
+    lambda: load_plain("more"),
+    lambda: _core.load_folders(whole, list(plain), kinds, id, note, most=99),
 ]
 assert all(call() is not None for call in CALLS[2:6] + CALLS[7:])
 refused = 0
