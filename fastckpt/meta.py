@@ -132,16 +132,17 @@ def format_meta(meta: Meta) -> bytes:
         No ``meta`` can say it: too long a name, over 64 dims, a name that JSON cannot hold.
     """
     data = meta_text(meta)
+    data = data if meta.digest is None else seals.sealed(data)
     _check_readable(data, meta)
     return data
 
 
-def meta_text(meta: Meta, *, seal: bool = True) -> bytes:
-    """Give the same as `format_meta` for what `checked` has let pass; one with a digest is sealed, if it shall be."""
+def meta_text(meta: Meta) -> bytes:
+    """Give the same as `format_meta` for what `checked` has let pass, but without the seal that one with a digest gets
+    as a file."""
     dims, enum = _stored(meta)
     dim_lines = "".join([f"  dim: {dim}\n" for dim in dims])
-    text = f"shape {{\n{dim_lines}}}\ndata_type: {enum}\n{format_note(_fields(meta))}".encode("ascii")
-    return seals.sealed(text) if seal and meta.digest is not None else text
+    return f"shape {{\n{dim_lines}}}\ndata_type: {enum}\n{format_note(_fields(meta))}".encode("ascii")
 
 
 def check_seal(data: bytes, where: str) -> None:

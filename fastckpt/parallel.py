@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from threading import Thread
 from typing import Any, TypeVar
 
-__all__ = ["run"]
+__all__ = ["beside", "run"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -73,6 +73,31 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
         if problems:
             raise problems[0]
         return results
+    finally:
+        problems.clear()
+
+
+def beside(work: Callable[[], Result], wait: Callable[[], None]) -> Result:
+    """Give what `work` gives, which a thread does while this one does `wait`; errors as from `run`."""
+    made: list[Result] = []
+    problems: list[BaseException] = []
+    helpers: list[Thread] = []
+
+    def helper() -> None:
+        try:
+            made.append(work())
+        except BaseException as problem:  # noqa: BLE001
+            problems.append(problem)
+
+    try:
+        _start(helper, 1, helpers)
+        wait()
+    finally:
+        _wait_for(helpers)
+    try:
+        if problems:
+            raise problems[0]
+        return made[0] if helpers else work()
     finally:
         problems.clear()
 

@@ -50,9 +50,9 @@ class WriteItem(NamedTuple):
         """Give the bytes of `out`, in contiguous buffers."""
         return self.codec.pieces(self.value)
 
-    def text(self, digest: str | None, *, seal: bool = True) -> bytes:
-        """Give the content of `meta`, with the digest of `out`, and then sealed."""
-        return meta_file.meta_text(self.meta._replace(digest=digest), seal=seal)
+    def text(self, digest: str | None) -> bytes:
+        """Give what `meta` says, with the digest of `out`, unsealed."""
+        return meta_file.meta_text(self.meta._replace(digest=digest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +118,11 @@ class WritePlan:
         """Bytes of all tensors, ties counted once."""
         return sum(item.blob.nbytes for item in self.items if item.twin is None)
 
-    def marker(self, digests: Mapping[str, str | None], *, seal: bool = True) -> bytes:
-        """Give the text of the marker, for the digests by folder."""
+    def marker(self, texts: Mapping[str, bytes], *, seal: bool = True) -> bytes:
+        """Give the text of the marker, for what the metas say, by folder; those that are missing have no digest."""
         if not self.index:
             return b""
-        return format_marker(_index_of(self.items, digests), *self.record, seal=seal)
+        return format_marker(_index_of(self.items, texts), *self.record, seal=seal)
 
     def small_blobs(self) -> Iterator[Any]:
         """Give the copies that follow the marker's text, each padded to ALIGN."""
@@ -198,11 +198,11 @@ def _is_copied(item: WriteItem) -> bool:
     return item.twin is None and 0 < item.blob.nbytes <= SMALL
 
 
-def _index_of(items: Sequence[WriteItem], digests: Mapping[str, str | None]) -> list[IndexEntry]:
+def _index_of(items: Sequence[WriteItem], texts: Mapping[str, bytes]) -> list[IndexEntry]:
     entries, at = [], 0
     for item in items:
         copied = _is_copied(item)
-        text = item.text(digests.get(item.folder), seal=False)  # the table has a digest of its own
+        text = texts.get(item.folder) or item.text(None)  # without seals: the table has a digest of its own
         entries.append(IndexEntry(item.folder, text, item.blob.nbytes, at if copied else None))
         at += -(-item.blob.nbytes // ALIGN) * ALIGN if copied else 0
     return entries

@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from fastckpt import tree
+from fastckpt import parallel, tree
 from fastckpt.codec import KINDS
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
 from fastckpt.garbage import collector_at_rest
 from fastckpt.handles import named
 from fastckpt.plan import WritePlan
+from fastckpt.staging import Stage
 from fastckpt.ways import way_for
 from fastckpt.writing import Progress, write_items
 
 __all__ = ["check_path", "plan_of", "save", "settle", "write_plan"]
+
+_MANY = 100  # tensors, of whose metas a text is worth a thread
 
 
 def save(
@@ -114,9 +119,19 @@ def write_plan(
             way = way_for(
                 stage.fd, threads, durable=durable, digest=digest, tensors=len(plan.items), nbytes=plan.nbytes
             )
-        digests = write_items(plan.items, stage, way, progress)
-        marker = itertools.chain([plan.marker(digests, seal=digest)], plan.small_blobs())
-        stage.seal(marker, sync_all=durable and not way.sync)
+        texts = write_items(plan, stage, way, progress)
+        make = partial(plan.marker, texts, seal=digest)
+        waits = durable and not way.sync
+        text = _while_synced(stage, make, long=plan.index and len(plan.items) > _MANY) if waits else make()
+        stage.seal(itertools.chain([text], plan.small_blobs()))
+
+
+def _while_synced(stage: Stage, make: Callable[[], bytes], *, long: bool) -> bytes:
+    """Sync all that is written; a text that is long is made meanwhile."""
+    if long:
+        return parallel.beside(make, stage.sync)
+    stage.sync()
+    return make()
 
 
 def check_path(path: Any) -> None:

@@ -193,11 +193,14 @@ class Stage:
         with named(os.path.join(self.path, name)):
             return _core.write(self.fd, name, pieces, sync, nbytes, self.durable)
 
-    def seal(self, marker: Iterable[Any], *, sync_all: bool) -> None:
-        """Write the marker and make the whole folder durable, if it shall be. Afterwards nothing may be added."""
+    def sync(self) -> None:
+        """Make all that was written durable, and whatever else the file system has yet to write."""
         with named(self.path):
-            if sync_all:
-                _core.syncfs(self.fd)
+            _core.syncfs(self.fd)
+
+    def seal(self, marker: Iterable[Any]) -> None:
+        """Write the marker, when all else is as durable as it shall be. Afterwards nothing may be added."""
+        with named(self.path):
             self._write(DONE, marker, self.durable)
             if self.durable:
                 sync_folder(self.fd)

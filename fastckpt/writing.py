@@ -18,8 +18,9 @@ import numpy as np
 
 from fastckpt import _core, parallel
 from fastckpt.digests import combined, crc32, digest_text
-from fastckpt.plan import WriteItem
+from fastckpt.plan import WriteItem, WritePlan
 from fastckpt.ring import Drawer, Drawn
+from fastckpt.seals import sealed
 from fastckpt.staging import Stage
 from fastckpt.ways import PageCache, Way
 
@@ -35,16 +36,14 @@ _RUN = 32  # small tensors that one call writes, of together at most _LARGE byte
 Progress = Callable[[int], None]
 
 
-def write_items(
-    items: Sequence[WriteItem], stage: Stage, way: Way, progress: Progress | None = None
-) -> dict[str, str | None]:
+def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | None = None) -> dict[str, bytes]:
     """Write every tensor, of the large ones the largest first, so that no thread is left alone with one at the end;
     then the ties.
 
     Parameters
     ----------
-    items : sequence of WriteItem
-        All tensors of the plan.
+    plan : WritePlan
+        What to write.
     stage : Stage
         Where to.
     way : Way
@@ -54,11 +53,11 @@ def write_items(
 
     Returns
     -------
-    dict of str to (str or None)
-        The digest of each, by folder.
+    dict of str to bytes
+        What each meta says, by folder; nothing where the plan has no index to put it in.
     """
-    save = _Save(stage, way)
-    own = [item for item in items if item.twin is None]
+    save = _Save(stage, way, keeps_texts=plan.index)
+    own = [item for item in plan.items if item.twin is None]
     large = sorted((item for item in own if _is_large(item)), key=lambda item: item.blob.nbytes, reverse=True)
     small = _runs([item for item in own if not _is_large(item)], save)
 
@@ -70,27 +69,37 @@ def write_items(
     with Drawer(way.threads) as drawer:
         jobs = [job for item in large for job in _jobs_of(item, save, drawer)]
         parallel.run(work, _mixed(jobs, small), way.threads)
-    for item in items:
+    for item in plan.items:
         if item.twin is not None:
-            digest = save.digests[item.folder] = save.digests[item.twin]
-            if not stage.link_tensor(item.folder, item.text(digest), item.twin, sync=way.sync):
+            text = save.meta(item, save.digests[item.twin])
+            if not stage.link_tensor(item.folder, text, item.twin, sync=way.sync):
                 _Small(item, save)()
-    return save.digests
+    return save.texts
 
 
 class _Save:
     """What the jobs of one save share, and the room that each thread has for itself."""
 
-    def __init__(self, stage: Stage, way: Way) -> None:
+    def __init__(self, stage: Stage, way: Way, *, keeps_texts: bool) -> None:
         self.stage = stage
         self.way = way
         self.digests: dict[str, str | None] = {}
+        self.texts: dict[str, bytes] = {}
+        self._keeps_texts = keeps_texts
         self.cache = PageCache(way)
         self.gate = _core.Gate(way.threads - way.threads // _AHEAD)
         self.piece = min(_PIECE, PART) if way.threads >= _MANY else PART
         size = self.piece if way.direct else PART  # the page cache takes more at a time
         self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages: see ARCHITECTURE.md
         self._own = threading.local()
+
+    def meta(self, item: WriteItem, digest: str | None) -> bytes:
+        """Give the content of a tensor's `meta`, when the digest of its `out` is known, if it has one."""
+        self.digests[item.folder] = digest
+        text = item.text(digest)
+        if self._keeps_texts:
+            self.texts[item.folder] = text
+        return text if digest is None else sealed(text)
 
     @property
     def room(self) -> _core.Mapping:
@@ -118,12 +127,15 @@ def _runs(items: Sequence[WriteItem], save: _Save) -> list[_Job]:
         return [_Small(item, save) for item in items]
     runs: list[_Job] = []
     run: list[WriteItem] = []
+    total = 0
     for item in items:
-        if len(run) == _RUN or sum(other.blob.nbytes for other in run) + item.blob.nbytes > _LARGE:
-            runs.append(_Run(run, save))
-            run = []
+        nbytes = item.blob.nbytes
+        if len(run) == _RUN or total + nbytes > _LARGE:
+            runs.append(_Run(run, total, save))
+            run, total = [], 0
         run.append(item)
-    return [*runs, _Run(run, save)] if run else runs
+        total += nbytes
+    return [*runs, _Run(run, total, save)] if run else runs
 
 
 def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
@@ -147,10 +159,10 @@ def _mixed(large: Sequence[_Job], small: Sequence[_Job]) -> list[_Job]:
 class _Run:
     """Some small tensors, each whole."""
 
-    def __init__(self, items: Sequence[WriteItem], save: _Save) -> None:
+    def __init__(self, items: Sequence[WriteItem], nbytes: int, save: _Save) -> None:
         self.items = items
+        self.nbytes = nbytes
         self.save = save
-        self.nbytes = sum(item.blob.nbytes for item in items)
 
     def __call__(self) -> None:
         self.save.stage.write_tensors([self._prepared(item) for item in self.items])
@@ -160,8 +172,7 @@ class _Run:
         whole = item.codec.whole(item.value)
         out = memoryview(b"".join(map(bytes, item.pieces())) if whole is None else whole)
         self.save.stage.check_written(item.folder, item.blob.nbytes, out.nbytes)
-        digest = self.save.digests[item.folder] = digest_text(crc32(out)) if self.save.way.digest else None
-        return item.folder, out, item.text(digest)
+        return item.folder, out, self.save.meta(item, digest_text(crc32(out)) if self.save.way.digest else None)
 
 
 class _Small:
@@ -184,9 +195,7 @@ class _Small:
             yield piece
 
     def _text(self) -> bytes:
-        digest = digest_text(self._crc) if self.save.way.digest else None
-        self.save.digests[self.item.folder] = digest
-        return self.item.text(digest)
+        return self.save.meta(self.item, digest_text(self._crc) if self.save.way.digest else None)
 
 
 class _Gathered(_Small):
@@ -257,9 +266,8 @@ class _Large:
     def _finish(self) -> None:
         item, way = self.item, self.save.way
         digest = digest_text(combined(self._crcs[at] for at in sorted(self._crcs))) if way.digest else None
-        self.save.digests[item.folder] = digest
         assert self._file is not None, "its parts were written into it"
-        self.save.stage.finish_blob(item.folder, self._file, item.text(digest), sync=way.sync)
+        self.save.stage.finish_blob(item.folder, self._file, self.save.meta(item, digest), sync=way.sync)
 
 
 class _Part:

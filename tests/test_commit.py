@@ -56,7 +56,7 @@ def leave(parent: Path, name: str = ".s.saving-00000000") -> Path:
 def save_empty(path: Path, meanwhile: Callable[[], object], **options: bool) -> None:
     """Save a snapshot of nothing, and do something right before it is published."""
     with commit.staging(str(path), **options) as stage:
-        stage.seal([b""], sync_all=False)
+        stage.seal([b""])
         meanwhile()
 
 
@@ -1143,7 +1143,7 @@ with commit.staging(sys.argv[1]) as stage:
         other = os.open("/", os.O_RDONLY), os.open("/", os.O_RDONLY)  # take the numbers of what was open
         sys.exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    stage.seal([b""], sync_all=False)
+    stage.seal([b""])
 """
 
 
