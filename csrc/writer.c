@@ -11,6 +11,7 @@
 
 /* The device begins with one part while the next is copied into the page cache, and the sync at the end is short. */
 #define WINDOW ((size_t)8 << 20)
+#define LITTLE ((off_t)16 << 10) /* smaller files are left to the sync at the end, which sends many of them at a time */
 #define WORTH_RESERVING ((off_t)1 << 20) /* a smaller file is written before a full disk could be asked about */
 
 int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, bool writeback,
@@ -34,7 +35,8 @@ int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t 
 
 static int start_writeback(const struct fc_writer *writer, off_t offset, off_t length, struct fc_error *err)
 {
-    return writer->writeback ? fc_start_writeback(writer->fd, offset, length, err) : 0;
+    return writer->writeback && writer->size + length > LITTLE ? fc_start_writeback(writer->fd, offset, length, err)
+                                                               : 0;
 }
 
 int fc_append_piece(struct fc_writer *writer, const void *data, size_t length, struct fc_error *err)

@@ -18,6 +18,7 @@ from fastckpt import _core
 from fastckpt.codec import NUMPY
 from fastckpt.plan import WriteItem, WritePlan
 from fastckpt.staging import Stage
+from fastckpt.ways import LARGE
 
 __all__ = ["Arena", "Places", "copied", "places_of"]
 
@@ -25,7 +26,6 @@ Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 _Pair: TypeAlias = tuple[Bytes, Bytes]
 
 _ALIGN = 64  # bytes; every dtype is content with that
-_LARGE = 1 << 20  # bytes; larger tensors begin where O_DIRECT can write from
 _RUN = 1 << 30  # bytes: what one call copies
 
 
@@ -86,10 +86,9 @@ def places_of(plan: WritePlan) -> Places:
     places, at = {}, 0
     for item in plan.items:
         if item.twin is None:
-            nbytes = item.blob.nbytes
-            align = _core.DIRECT_ALIGN if nbytes > _LARGE else _ALIGN
+            align = _core.DIRECT_ALIGN if item.nbytes > LARGE else _ALIGN  # those are written with O_DIRECT
             start = -(-at // align) * align
-            at = start + nbytes
+            at = start + item.nbytes
             places[item.folder] = start, at
     return Places(at, places)
 
@@ -112,8 +111,8 @@ def copied(plan: WritePlan, places: Places, memory: Bytes) -> WritePlan:
     for run in _runs(in_order):
         _core.copy(run, threads=len(os.sched_getaffinity(0)))
     items = (
-        WriteItem(folder, meta, blob, parts[twin or folder], NUMPY, twin)
-        for folder, meta, blob, _, _, twin in plan.items
+        WriteItem(folder, meta, nbytes, parts[twin or folder], NUMPY, twin)
+        for folder, meta, nbytes, _, _, twin in plan.items
     )
     return replace(plan, items=tuple(items))
 

@@ -6,9 +6,11 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 from fastckpt import meta as meta_file
+from fastckpt.blobs import GATHER
 from fastckpt.codec import Blob, Codec, described
 from fastckpt.layout import DONE, folders_for
 from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker
@@ -31,8 +33,8 @@ class WriteItem(NamedTuple):
         Name of the folder.
     meta : Meta
         What its `meta` will say, but for the digest.
-    blob : Blob
-        dtype, shape and memory.
+    nbytes : int
+        Bytes of `out`.
     value, codec
         The tensor, and who can give its bytes.
     twin : str or None
@@ -41,7 +43,7 @@ class WriteItem(NamedTuple):
 
     folder: str
     meta: Meta
-    blob: Blob
+    nbytes: int
     value: Any
     codec: Codec
     twin: str | None
@@ -101,7 +103,7 @@ class WritePlan:
             WriteItem(
                 folder,
                 meta_file.checked(_meta_of(leaves, blobs, folders, twins, at, container)),
-                blobs[at],
+                blobs[at].nbytes,
                 leaves[at].value,
                 codecs[at],
                 None if (twin := twins[at]) is None else folders[twin],
@@ -116,7 +118,11 @@ class WritePlan:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, ties counted once."""
-        return sum(item.blob.nbytes for item in self.items if item.twin is None)
+        return self.nbytes_above(0)
+
+    def nbytes_above(self, least: int) -> int:
+        """Bytes of the tensors that have more than `least` each."""
+        return sum(item.nbytes for item in self.items if item.twin is None and item.nbytes > least)
 
     def marker(self, texts: Mapping[str, bytes], *, seal: bool = True) -> bytes:
         """Give the text of the marker, for what the metas say, by folder; those that are missing have no digest."""
@@ -124,12 +130,13 @@ class WritePlan:
             return b""
         return format_marker(_index_of(self.items, texts), *self.record, seal=seal)
 
-    def small_blobs(self) -> Iterator[Any]:
-        """Give the copies that follow the marker's text, each padded to ALIGN."""
-        for item in self.items if self.index else ():
-            if _is_copied(item):
-                yield from item.pieces()
-                yield bytes(-item.blob.nbytes % ALIGN)
+    def small_blobs(self) -> Iterator[bytes]:
+        """Give the copies that follow the marker's text, each padded to ALIGN, many at a time."""
+        copied = (item for item in self.items if _is_copied(item)) if self.index else iter(())
+        while some := list(islice(copied, GATHER // SMALL)):
+            yield b"".join(
+                [piece for item in some for piece in (*map(bytes, item.pieces()), bytes(-item.nbytes % ALIGN))]
+            )
 
 
 def _meta_of(
@@ -189,13 +196,13 @@ def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequ
 def _is_perhaps_too_long(plan: WritePlan) -> bool:
     """Tell whether the marker may be longer than a line can be, without making all of its text."""
     texts = sum(len(item.folder) + len(item.meta.name or "") + len(item.meta.same_as or "") for item in plan.items)
-    numbers = sum(len(item.blob.shape) for item in plan.items)
+    numbers = sum(len(item.meta.shape) for item in plan.items)
     most = _ESCAPED * texts + _NUMBER * numbers + _ROW * len(plan.items) + 2 * _CONTAINER_LIMIT
     return plan.index and most + len(json.dumps(plan.record)) > LINE_LIMIT
 
 
 def _is_copied(item: WriteItem) -> bool:
-    return item.twin is None and 0 < item.blob.nbytes <= SMALL
+    return item.twin is None and 0 < item.nbytes <= SMALL
 
 
 def _index_of(items: Sequence[WriteItem], texts: Mapping[str, bytes]) -> list[IndexEntry]:
@@ -203,6 +210,6 @@ def _index_of(items: Sequence[WriteItem], texts: Mapping[str, bytes]) -> list[In
     for item in items:
         copied = _is_copied(item)
         text = texts.get(item.folder) or item.text(None)  # without seals: the table has a digest of its own
-        entries.append(IndexEntry(item.folder, text, item.blob.nbytes, at if copied else None))
-        at += -(-item.blob.nbytes // ALIGN) * ALIGN if copied else 0
+        entries.append(IndexEntry(item.folder, text, item.nbytes, at if copied else None))
+        at += -(-item.nbytes // ALIGN) * ALIGN if copied else 0
     return entries

@@ -17,7 +17,7 @@ from fastckpt.garbage import collector_at_rest
 from fastckpt.handles import named
 from fastckpt.plan import WritePlan
 from fastckpt.staging import Stage
-from fastckpt.ways import way_for
+from fastckpt.ways import LARGE, way_for
 from fastckpt.writing import Progress, write_items
 
 __all__ = ["check_path", "plan_of", "save", "settle", "write_plan"]
@@ -53,8 +53,8 @@ def save(
     save_as_external_data : bool, optional
         OneFlow's argument; either way every tensor gets its own folder.
     threads : int, optional
-        Threads that write. By default 24, since they mostly wait for the device; without syncs as many as there are
-        processors, and 16 more for what the page cache cannot take without waiting.
+        Threads that write. By default as many as there are processors, and where there are large tensors up to 24, as
+        they mostly wait for the device; without syncs 16 more for what the page cache cannot take without waiting.
     index : bool
         Put copies of the metas and of small tensors into ``snapshot_done``. A nested object always gets them.
     overwrite : bool
@@ -117,7 +117,13 @@ def write_plan(
     with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
         with named(stage.path):
             way = way_for(
-                stage.fd, threads, durable=durable, digest=digest, tensors=len(plan.items), nbytes=plan.nbytes
+                stage.fd,
+                threads,
+                durable=durable,
+                digest=digest,
+                tensors=len(plan.items),
+                nbytes=plan.nbytes,
+                large=plan.nbytes_above(LARGE),
             )
         texts = write_items(plan, stage, way, progress)
         make = partial(plan.marker, texts, seal=digest)

@@ -14,9 +14,12 @@ from fastckpt import _core
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
 from fastckpt.memory import unwritten, writable
 
-__all__ = ["PageCache", "Way", "way_for"]
+__all__ = ["LARGE", "PageCache", "Way", "way_for"]
 
-_WRITERS = 24  # threads: most of their time is waiting for the device
+LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
+
+_WRITERS = 24  # threads: most of their time is waiting for the device, which has to do
+_EACH_WRITER = 1 << 20  # for one more with so many bytes of large blobs; to create files takes processors only
 _DIRECT = 16  # threads more where the page cache cannot take all without waiting
 _ROOM = 7 / 8  # of what it can take: others write too, and our small files
 _LITTLE = 64 << 20  # bytes, for which nobody asks how much it can take
@@ -86,7 +89,16 @@ class PageCache:
                 self._copiers += through
 
 
-def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensors: int = 0, nbytes: int = 0) -> Way:
+def way_for(
+    fd: int,
+    threads: int | None,
+    *,
+    durable: bool,
+    digest: bool,
+    tensors: int = 0,
+    nbytes: int = 0,
+    large: int = 0,
+) -> Way:
     """Choose by what the file system is, and by how much others have yet to write to it.
 
     Parameters
@@ -97,20 +109,22 @@ def way_for(fd: int, threads: int | None, *, durable: bool, digest: bool, tensor
         How many the caller wants.
     durable, digest : bool
         As for ``save``.
-    tensors, nbytes : int
-        How many will be written, and their bytes.
+    tensors, nbytes, large : int
+        How many will be written, their bytes, and those of the large ones among them.
     """
     system = filesystem_of(fd)
     on_disk = not (system.remote or system.in_memory)
     busy = len(os.sched_getaffinity(0))
     cached = _cached(on_disk, durable, nbytes)
-    more = _DIRECT if cached < nbytes else 0
-    threads = threads or (_WRITERS if durable else min(_WRITERS, busy) + more)
+    sync = durable and not _can_sync_whole(system, tensors)
+    more = _DIRECT if cached < nbytes and not durable else 0
+    waiting = _WRITERS if sync else -(-large // _EACH_WRITER) if durable else 0
+    threads = threads or min(_WRITERS, busy + waiting) + more
     return Way(
         threads=threads,
         cached=cached,
         copiers=busy if more else threads,
-        sync=durable and not _can_sync_whole(system, tensors),
+        sync=sync,
         writeback=durable,
         digest=digest,
     )

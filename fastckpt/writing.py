@@ -3,8 +3,7 @@
 A job is one part of a large tensor that lies in order in host memory, some small tensors, or one of any other kind.
 Threads share the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it. A
 part is written in pieces so small that each is in the processor's cache from its digest until the device has it. Small
-tensors are many to a call: threads that ask for the GIL between any two system calls wait for each other most of the
-time.
+tensors are many to a call: threads that ask for the GIL between any two system calls mostly wait for each other.
 """
 
 from __future__ import annotations
@@ -22,16 +21,15 @@ from fastckpt.plan import WriteItem, WritePlan
 from fastckpt.ring import Drawer, Drawn
 from fastckpt.seals import sealed
 from fastckpt.staging import Stage
-from fastckpt.ways import PageCache, Way
+from fastckpt.ways import LARGE, PageCache, Way
 
 __all__ = ["PART", "Progress", "write_items"]
 
 PART = 4 << 20  # bytes: a thread's share at a time
 _PIECE = 1 << 20  # bytes that it digests, copies where they are not aligned, and writes past the page cache at a time;
 _MANY = 8  # but all of its share where there are fewer threads than this to keep the device busy
-_LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
 _AHEAD = 3  # of so many threads one has its piece ready, and waits until another's is written
-_RUN = 32  # small tensors that one call writes, of together at most _LARGE bytes
+_RUN = 32  # small tensors that one call writes, of together at most LARGE bytes
 
 Progress = Callable[[int], None]
 
@@ -58,8 +56,8 @@ def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | No
     """
     save = _Save(stage, way, keeps_texts=plan.index)
     own = [item for item in plan.items if item.twin is None]
-    large = sorted((item for item in own if _is_large(item)), key=lambda item: item.blob.nbytes, reverse=True)
-    small = _runs([item for item in own if not _is_large(item)], save)
+    large = sorted((item for item in own if item.nbytes > LARGE), key=lambda item: item.nbytes, reverse=True)
+    small = _runs([item for item in own if item.nbytes <= LARGE], save)
 
     def work(job: _Job) -> None:
         job()
@@ -117,10 +115,6 @@ class _Job(Protocol):
     def __call__(self) -> None: ...
 
 
-def _is_large(item: WriteItem) -> bool:
-    return item.blob.nbytes > _LARGE
-
-
 def _runs(items: Sequence[WriteItem], save: _Save) -> list[_Job]:
     """Cut small tensors, in the order of the object, into jobs; each is one where they are synced one by one."""
     if save.way.sync:
@@ -129,8 +123,8 @@ def _runs(items: Sequence[WriteItem], save: _Save) -> list[_Job]:
     run: list[WriteItem] = []
     total = 0
     for item in items:
-        nbytes = item.blob.nbytes
-        if len(run) == _RUN or total + nbytes > _LARGE:
+        nbytes = item.nbytes
+        if len(run) == _RUN or total + nbytes > LARGE:
             runs.append(_Run(run, total, save))
             run, total = [], 0
         run.append(item)
@@ -143,9 +137,9 @@ def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
     if drawn is None:
         yield _Gathered(item, save)
     else:
-        save.stage.check_written(item.folder, item.blob.nbytes, drawn.nbytes)
+        save.stage.check_written(item.folder, item.nbytes, drawn.nbytes)
         large = _Large(item, save, drawn)
-        parts = [_Part(large, at) for at in range(0, item.blob.nbytes, PART)]
+        parts = [_Part(large, at) for at in range(0, item.nbytes, PART)]
         yield from parts if save.way.direct else [_Parts(large, parts)]
 
 
@@ -171,7 +165,7 @@ class _Run:
         """Give folder, `out` and `meta`; a tensor that its framework has to gather is copied."""
         whole = item.codec.whole(item.value)
         out = memoryview(b"".join(map(bytes, item.pieces())) if whole is None else whole)
-        self.save.stage.check_written(item.folder, item.blob.nbytes, out.nbytes)
+        self.save.stage.check_written(item.folder, item.nbytes, out.nbytes)
         return item.folder, out, self.save.meta(item, digest_text(crc32(out)) if self.save.way.digest else None)
 
 
@@ -181,7 +175,7 @@ class _Small:
     def __init__(self, item: WriteItem, save: _Save) -> None:
         self.item = item
         self.save = save
-        self.nbytes = item.blob.nbytes
+        self.nbytes = item.nbytes
         self._crc = 0
 
     def __call__(self) -> None:
@@ -251,7 +245,7 @@ class _Large:
         with self._lock:
             if self._file is None:
                 self._file = self.save.stage.create_blob(
-                    self.item.folder, self.item.blob.nbytes, direct=self.direct, writeback=self.save.way.writeback
+                    self.item.folder, self.item.nbytes, direct=self.direct, writeback=self.save.way.writeback
                 )
             return self._file
 
@@ -259,7 +253,7 @@ class _Large:
         """Note a part; whoever notes the last one finishes the file."""
         with self._lock:
             self._crcs[at] = crc, length
-            over = len(self._crcs) == -(-self.item.blob.nbytes // PART)
+            over = len(self._crcs) == -(-self.item.nbytes // PART)
         if over:
             self._finish()
 
@@ -276,7 +270,7 @@ class _Part:
     def __init__(self, large: _Large, at: int) -> None:
         self.large = large
         self.at = at
-        self.nbytes = min(PART, large.item.blob.nbytes - at)
+        self.nbytes = min(PART, large.item.nbytes - at)
 
     def __call__(self) -> None:
         large = self.large

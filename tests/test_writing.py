@@ -41,7 +41,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small tensors be large ones, in several parts of several pieces."""
     monkeypatch.setattr(writing, "PART", _PART)
     monkeypatch.setattr(writing, "_PIECE", _PIECE)
-    monkeypatch.setattr(writing, "_LARGE", 16 << 10)
+    monkeypatch.setattr(writing, "LARGE", 16 << 10)
 
 
 def numbers(*shape: int) -> np.ndarray[Any, Any]:
@@ -134,7 +134,7 @@ def test_pieces_past_the_page_cache_are_small_and_others_whole_parts(
 
     monkeypatch.setattr(Stage, "write_part", write)
     saved = {"odd": everything()["odd address"], "run": numbers(3 * _PART)}
-    fastckpt.save(saved, tmp_path / "s")
+    fastckpt.save(saved, tmp_path / "s", threads=8)
     if system is DISK and True not in sizes:
         pytest.skip("no O_DIRECT here")
     assert [*sizes] == [system is DISK]
@@ -213,7 +213,7 @@ def test_small_tensors_are_many_to_a_call_in_their_order(
     )
     flat = [pair for run in sorted(runs) for pair in run]
     assert flat == [(f"{at:03}", size) for at, size in enumerate(sizes)]
-    assert all(sum(size for _, size in run) <= writing._LARGE for run in runs)
+    assert all(sum(size for _, size in run) <= writing.LARGE for run in runs)
     assert len(runs) < 25
 
 
@@ -328,8 +328,25 @@ def test_the_way_fits_the_file_system(
     monkeypatch.setattr(ways, "unwritten", lambda: dirty)
     way = ways.way_for(0, None, durable=durable, digest=True)
     assert {field: getattr(way, field) for field in wanted} == wanted
-    assert way.threads >= 1
+    assert way.threads == (24 if way.sync else min(24, len(os.sched_getaffinity(0))))
     assert ways.way_for(0, 3, durable=durable, digest=True).threads == 3
+
+
+def test_threads_are_as_many_as_have_to_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
+    monkeypatch.setattr(ways, "unwritten", lambda: 0)
+    busy = len(os.sched_getaffinity(0))
+    large = [0, 1, 1 << 20, (1 << 20) + 1, 1 << 40]
+    threads = [ways.way_for(0, None, durable=True, digest=True, large=nbytes).threads for nbytes in large]
+    assert threads == [min(24, busy + more) for more in (0, 1, 1, 2, 24)]
+    assert ways.way_for(0, None, durable=False, digest=True, large=1 << 40).threads == min(24, busy)
+
+
+def test_only_what_is_larger_than_a_megabyte_is_large() -> None:
+    tensors = {"a": torch.zeros((1 << 20) + 1, dtype=torch.uint8), "b": torch.zeros(1 << 20, dtype=torch.uint8)}
+    plan = saving.plan_of({**tensors, "c": tensors["a"]}, False)
+    assert plan.nbytes_above(ways.LARGE) == (1 << 20) + 1
+    assert plan.nbytes == (2 << 20) + 1
 
 
 def test_more_than_the_page_cache_takes_passes_it_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def recorded(kind: Kind, folder: Path, mutant: str = "") -> tuple[Path, list[Rec
 
 def _save(path: Path, version: int, mutant: str) -> None:
     """The first with a sync for every file, the second as it is chosen; large blobs in parts, past the cache."""
-    writing.PART = writing._LARGE = 8192
+    writing.PART = writing.LARGE = 8192
     if version == 1:
         ways._can_sync_whole = lambda *_: False
     if mutant:

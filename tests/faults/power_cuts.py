@@ -147,7 +147,7 @@ def _save_for_ever(there: Path, standing: int, say: int, mutant: str) -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
         if mutant:
             MUTANTS[mutant].apply()
-        writing.PART = writing._LARGE = 8192
+        writing.PART = writing.LARGE = 8192
         for number in range(standing + 1, standing + 1000):
             way = bool(number % 2) and not mutant
             ways._can_sync_whole = lambda *_, way=way: way

@@ -278,7 +278,7 @@ def main(name: str, path: str, mutant: str = "") -> None:
     shape = SHAPES[name]
     rig.prepare(shape.way, setattr)
     if "direct" in shape.way:
-        writing.PART = writing._LARGE = _PART
+        writing.PART = writing.LARGE = _PART
     if mutant:
         MUTANTS[mutant].apply()
     below = [fd for fd, what in rig.descriptors().items() if what.startswith(os.path.dirname(path))]
