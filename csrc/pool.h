@@ -5,6 +5,7 @@
 #ifndef FC_POOL_H
 #define FC_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /*
@@ -13,5 +14,16 @@
  * machine that may take longer than all the work. Such a thread ends by itself, having touched nothing of the caller's.
  */
 void fc_share_turns(size_t count, size_t threads, void (*work)(void *context, size_t i), void *context);
+
+struct fc_turns; /* a loop whose caller has other work as well */
+
+/* Begin one; the caller's own thread is not taken yet. NULL: no memory, and nothing has begun. */
+struct fc_turns *fc_begin_turns(size_t count, size_t threads, void (*work)(void *context, size_t i), void *context);
+
+/* Return when all turns below `end` are over. Works with the others until then. */
+void fc_finish_turns(struct fc_turns *turns, size_t end);
+
+/* Wait for the turns that have been taken; those that have not, nobody takes any more. NULL is nothing. */
+void fc_end_turns(struct fc_turns *turns);
 
 #endif

@@ -263,6 +263,11 @@ void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads)
     fc_share_turns(count, threads, scan_turn, runs);
 }
 
+struct fc_turns *fc_begin_scan(struct fc_run *runs, size_t count, size_t threads)
+{
+    return fc_begin_turns(count, threads, scan_turn, runs);
+}
+
 /* Whether a part was copied out of a map. */
 static bool copy_part(int fd, int pagemap, const struct fc_part *part, off_t size)
 {

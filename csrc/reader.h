@@ -83,6 +83,9 @@ struct fc_run {
  */
 void fc_scan_folders(struct fc_run *runs, size_t count, size_t threads);
 
+/* Begin to do so, for fc_finish_turns and fc_end_turns: a turn is a run. NULL: no memory. */
+struct fc_turns *fc_begin_scan(struct fc_run *runs, size_t count, size_t threads);
+
 /* Part of a file, and the memory for it. */
 struct fc_part {
     const char *path;

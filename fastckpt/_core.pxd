@@ -73,6 +73,14 @@ cdef extern from "direct.h" nogil:
     void fc_abandon_blob(fc_blob *blob)
 
 
+cdef extern from "pool.h" nogil:
+    struct fc_turns:
+        pass
+
+    void fc_finish_turns(fc_turns *turns, size_t end)
+    void fc_end_turns(fc_turns *turns)
+
+
 cdef extern from "reader.h" nogil:
     struct fc_block:
         pass
@@ -115,6 +123,7 @@ cdef extern from "reader.h" nogil:
     fc_block *fc_share_block(fc_block *block)
     void fc_release_block(fc_block *block)
     void fc_scan_folders(fc_run *runs, size_t count, size_t threads)
+    fc_turns *fc_begin_scan(fc_run *runs, size_t count, size_t threads)
 
     struct fc_part:
         const char *path

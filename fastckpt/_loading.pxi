@@ -175,9 +175,7 @@ cdef list _take_large(int dirfd, _Large large, const _Kind *kinds, object take, 
     cdef Mapping mapping
     cdef fc_meta meta
     cdef size_t i
-    _look(
-        dirfd, <fc_folder *>large.folders.data, mappings, FC_BLOBS, FC_COLD_ADVISE, False, threads, large.count
-    )
+    _look(dirfd, <fc_folder *>large.folders.data, mappings, FC_COLD_ADVISE, threads)
     for i in range(large.count):
         mapping = mappings[i]
         if mapping.size != <size_t>rows[i].nbytes:

@@ -84,9 +84,9 @@ def load_folders(int dirfd, list names not None, dict kinds not None, take, note
     cdef fc_meta meta
     cdef bint tied = False
     _take_kinds(kinds, table)
-    scan.look(dirfd, _encode_all(names), True, FC_COLD_ADVISE, True, threads, min(count, most))
+    scan.begin(dirfd, _encode_all(names), True, FC_COLD_ADVISE, True, threads, min(count, most))
     for i in range(count):
-        folder, mapping = scan.found + i, scan.mappings[i]
+        folder, mapping = scan.take(i), scan.mappings[i]
         if folder.meta_size < 0 or mapping.size != <size_t>folder.out_size:
             return None
         key = _key_of(

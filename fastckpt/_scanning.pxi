@@ -1,5 +1,8 @@
 # Part of _core.pyx: the folders of a snapshot, looked into in threads.
 
+cdef enum:
+    _WIDTH = 512  # folders that one thread looks into at a time, at most
+
 cdef void _own_out(Mapping mapping, const fc_folder *folder) noexcept:
     mapping.block = folder.blob_block
     if folder.address != NULL and folder.out_size > 0:
@@ -43,51 +46,78 @@ cdef size_t _plan_runs(
     return filled
 
 
-cdef int _look(
-    int dirfd, fc_folder *found, list mappings, fc_what blobs, int cold, bint metas, size_t threads, size_t maps
-) except -1:
-    """Look into as many folders as there are mappings, which own what is mapped."""
+cdef int _look(int dirfd, fc_folder *found, list mappings, int cold, size_t threads) except -1:
+    """Map the blobs of as many folders as there are mappings, which own what is mapped."""
     cdef size_t count = <size_t>len(mappings), i, planned
     cdef size_t share = 1 if threads < 2 else 2 * min(threads, _THREADS_MAX)  # two each: who is late does less
     cdef size_t width = (count + share - 1) // share
-    cdef _Room room = _Room(2 * share, sizeof(fc_run))
+    cdef _Room room = _Room(share, sizeof(fc_run))
     cdef fc_run *runs = <fc_run *>room.data
     with nogil:
-        planned = _plan_runs(runs, dirfd, found, count, blobs, <fc_cold>cold, metas, width, maps)
+        planned = _plan_runs(runs, dirfd, found, count, FC_BLOBS, <fc_cold>cold, False, width, count)
         fc_scan_folders(runs, planned, threads)
-    if blobs == FC_BLOBS:
-        for i in range(count):
-            _own_out(mappings[i], found + i)
+    for i in range(count):
+        _own_out(mappings[i], found + i)
     return 0
 
 
 @cython.final
 @cython.internal
 cdef class _Scan:
-    """Folders that were looked into, and what was found there, as long as this lives."""
+    """Folders that are looked into while the caller takes one after the other; what is found lasts as long as this."""
 
     cdef list names, mappings
-    cdef _Room room
+    cdef _Room room, runs
     cdef fc_folder *found
-    cdef size_t count
+    cdef fc_turns *turns
+    cdef size_t count, width, each, ready, owned
+    cdef bint map
 
     def __dealloc__(self):
         cdef size_t i
+        fc_end_turns(self.turns)
         for i in range(self.count):
             fc_release_block(self.found[i].meta_block)
+        for i in range(self.owned, self.count):
+            if self.found[i].blob_block != NULL:
+                fc_release_block(self.found[i].blob_block)
+            elif self.found[i].address != NULL:
+                fc_unmap(self.found[i].address, <size_t>self.found[i].out_size)
 
-    cdef int look(self, int dirfd, list names, bint map, int cold, bint metas, size_t threads, size_t maps) except -1:
+    cdef int begin(self, int dirfd, list names, bint map, int cold, bint metas, size_t threads, size_t maps) except -1:
         """Do what `scan` says; once."""
-        cdef size_t count = <size_t>len(names), i
+        cdef size_t count = <size_t>len(names), i, planned, most = max(<size_t>1, min(threads, _THREADS_MAX))
         cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
-        self.names, self.room = names, _Room(count, sizeof(fc_folder))
+        self.names, self.map, self.room = names, map, _Room(count, sizeof(fc_folder))
         self.mappings = _owners(count) if map else [None] * len(names)
+        self.width = max(<size_t>1, min(<size_t>_WIDTH, (count + 2 * most - 1) // (2 * most)))  # who is late does less
+        self.each = 2 if map and metas else 1
+        self.runs = _Room(self.each * (count // self.width + 1), sizeof(fc_run))
         self.found = <fc_folder *>self.room.data
         for i in range(count):
             self.found[i].name, self.found[i].ask = PyBytes_AS_STRING(names[i]), False
             self.found[i].meta_size, self.found[i].meta_block = 0, NULL
+            self.found[i].out_size, self.found[i].address, self.found[i].blob_block = 0, NULL, NULL
         self.count = count
-        return _look(dirfd, self.found, self.mappings, blobs, cold, metas, threads, maps)
+        with nogil:
+            planned = _plan_runs(
+                <fc_run *>self.runs.data, dirfd, self.found, count, blobs, <fc_cold>cold, metas, self.width, maps
+            )
+            self.turns = fc_begin_scan(<fc_run *>self.runs.data, planned, threads)
+        if self.turns == NULL:
+            raise MemoryError
+        return 0
+
+    cdef fc_folder *take(self, size_t i) noexcept:
+        """What was found in a folder, when it has been looked into; they are to be taken in order."""
+        if i >= self.ready:
+            self.ready = min(self.count, (i // self.width + 1) * self.width)
+            with nogil:
+                fc_finish_turns(self.turns, self.each * (i // self.width + 1))
+        if self.map:
+            _own_out(self.mappings[i], self.found + i)
+        self.owned = i + 1
+        return self.found + i
 
 
 def scan(
@@ -128,7 +158,9 @@ def scan(
     cdef _Scan scan = _Scan()
     cdef list results = [], names = _encode_all(list(folders))
     cdef size_t i, count = <size_t>len(names)
-    scan.look(dirfd, names, map, cold, metas, threads, count if most < 0 else min(<size_t>most, count))
+    cdef fc_folder *folder
+    scan.begin(dirfd, names, map, cold, metas, threads, count if most < 0 else min(<size_t>most, count))
     for i in range(count):
-        results.append((_take_meta(scan.found + i, kind, types), _take_out(scan.found + i, scan.mappings[i])))
+        folder = scan.take(i)
+        results.append((_take_meta(folder, kind, types), _take_out(folder, scan.mappings[i])))
     return results

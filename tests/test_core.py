@@ -1134,14 +1134,22 @@ def test_write_that_the_system_refuses(folder: Folder, call: str, code: int, op:
     assert open_files() == before
 
 
+_NO_LITTLE = bytes(range(256)) * 64 + b"."  # a file that the device begins with at once
+
+
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM])
 @pytest.mark.parametrize("call", ["fallocate", "sync_file_range"])
 def test_write_can_do_without_a_hint(folder: Folder, call: str, code: int) -> None:
-    assert refusing(call, code, lambda: _core.write(folder.fd, "out", [b"abc"], False, 2 << 20)) == 3
-    assert (folder.path / "out").read_bytes() == b"abc"
+    assert refusing(call, code, lambda: _core.write(folder.fd, "out", [_NO_LITTLE], False, 2 << 20)) == len(_NO_LITTLE)
+    assert (folder.path / "out").read_bytes() == _NO_LITTLE
 
 
-@pytest.mark.parametrize(("size", "sync"), [(3, False), (9 << 20, True)])
+def test_little_files_are_left_to_the_sync_at_the_end(folder: Folder) -> None:
+    little = _NO_LITTLE[1:]
+    assert refusing("sync_file_range", errno.EIO, lambda: _core.write(folder.fd, "out", [little], False)) == len(little)
+
+
+@pytest.mark.parametrize(("size", "sync"), [(len(_NO_LITTLE), False), (9 << 20, True)])
 def test_write_back_that_lost_something(folder: Folder, size: int, sync: bool) -> None:
     with pytest.raises(OSError, match="write back: ") as caught:
         refusing("sync_file_range", errno.EIO, lambda: _core.write(folder.fd, "out", [bytes(size)], sync))
@@ -1183,7 +1191,7 @@ def test_of_small_tensors_those_before_a_failure_stay(folder: Folder) -> None:
 )
 def test_small_tensors_that_the_system_refuses(folder: Folder, call: str, code: int, op: str, named: str) -> None:
     with pytest.raises(OSError, match=f"{op}: {os.strerror(code)}") as caught:
-        refusing(call, code, lambda: _core.write_tensors(folder.fd, [("a", b"1", b"2"), ("b", b"3", b"4")]))
+        refusing(call, code, lambda: _core.write_tensors(folder.fd, [("a", _NO_LITTLE, b"2"), ("b", b"3", b"4")]))
     assert (caught.value.errno, caught.value.filename) == (code, named)
     close_all(folder.path / "a" / "out")
     assert not (folder.path / "b").exists()
