@@ -1,9 +1,9 @@
 """The blobs of a plan become files: large ones in parts, by several threads, past the page cache; small ones whole.
 
 A job is one part of a large tensor that lies in order in host memory, some small tensors, or one of any other kind.
-Threads share the list of jobs. Whoever comes first to a large tensor makes its file, whoever ends last finishes it. A
-part is written in pieces so small that each is in the processor's cache from its digest until the device has it. Small
-tensors are many to a call: threads that ask for the GIL between any two system calls mostly wait for each other.
+Threads share them. Whoever comes first to a large tensor makes its file, whoever ends last finishes it. A part is
+written in pieces so small that each is in the processor's cache from its digest until the device has it. Small tensors
+are many to a call: threads that ask for the GIL between any two system calls mostly wait for each other.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PART = 4 << 20  # bytes: a thread's share at a time
 _PIECE = 1 << 20  # bytes that it digests, copies where they are not aligned, and writes past the page cache at a time;
 _MANY = 8  # but all of its share where there are fewer threads than this to keep the device busy
 _AHEAD = 3  # of so many threads one has its piece ready, and waits until another's is written
+_OFTEN = 256  # such runs as follow, after which what is written is synced
 _RUN = 32  # small tensors that one call writes, of together at most LARGE bytes
 
 Progress = Callable[[int], None]
 
 
 def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | None = None) -> dict[str, bytes]:
-    """Write every tensor, of the large ones the largest first, so that no thread is left alone with one at the end;
-    then the ties.
+    """Write every tensor, of the large ones the largest first, so that no thread is left alone with one; then the ties.
 
     Parameters
     ----------
@@ -54,8 +54,7 @@ def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | No
     dict of str to bytes
         What each meta says, by folder; nothing where the plan has no index to put it in.
     """
-    save = _Save(stage, way, keeps_texts=plan.index)
-    own = [item for item in plan.items if item.twin is None]
+    save, own = _Save(stage, way, keeps_texts=plan.index), [item for item in plan.items if item.twin is None]
     large = sorted((item for item in own if item.nbytes > LARGE), key=lambda item: item.nbytes, reverse=True)
     small = _runs([item for item in own if item.nbytes <= LARGE], save)
 
@@ -69,7 +68,7 @@ def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | No
         parallel.run(work, _mixed(jobs, small), way.threads)
     for item in plan.items:
         if item.twin is not None:
-            text = save.meta(item, save.digests[item.twin])
+            text = save.meta(item, save.crcs[item.twin])
             if not stage.link_tensor(item.folder, text, item.twin, sync=way.sync):
                 _Small(item, save)()
     return save.texts
@@ -81,7 +80,7 @@ class _Save:
     def __init__(self, stage: Stage, way: Way, *, keeps_texts: bool) -> None:
         self.stage = stage
         self.way = way
-        self.digests: dict[str, str | None] = {}
+        self.crcs: dict[str, int] = {}
         self.texts: dict[str, bytes] = {}
         self._keeps_texts = keeps_texts
         self.cache = PageCache(way)
@@ -91,9 +90,10 @@ class _Save:
         self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages: see ARCHITECTURE.md
         self._own = threading.local()
 
-    def meta(self, item: WriteItem, digest: str | None) -> bytes:
-        """Give the content of a tensor's `meta`, when the digest of its `out` is known, if it has one."""
-        self.digests[item.folder] = digest
+    def meta(self, item: WriteItem, crc: int) -> bytes:
+        """Give the content of a tensor's `meta`, when the CRC of its `out` is known, if one is taken."""
+        self.crcs[item.folder] = crc
+        digest = digest_text(crc) if self.way.digest else None
         text = item.text(digest)
         if self._keeps_texts:
             self.texts[item.folder] = text
@@ -120,53 +120,54 @@ def _runs(items: Sequence[WriteItem], save: _Save) -> list[_Job]:
     if save.way.sync:
         return [_Small(item, save) for item in items]
     runs: list[_Job] = []
-    run: list[WriteItem] = []
-    total = 0
+    run, total = list[WriteItem](), 0
     for item in items:
         nbytes = item.nbytes
         if len(run) == _RUN or total + nbytes > LARGE:
-            runs.append(_Run(run, total, save))
+            runs.append(_Run(run, total, save, syncs=save.way.writeback and len(runs) % _OFTEN == _OFTEN - 1))
             run, total = [], 0
         run.append(item)
         total += nbytes
     return [*runs, _Run(run, total, save)] if run else runs
 
 
-def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Iterator[_Job]:
+def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Sequence[_Job]:
     drawn = drawer.draw(item.codec, item.value)
     if drawn is None:
-        yield _Gathered(item, save)
-    else:
-        save.stage.check_written(item.folder, item.nbytes, drawn.nbytes)
-        large = _Large(item, save, drawn)
-        parts = [_Part(large, at) for at in range(0, item.nbytes, PART)]
-        yield from parts if save.way.direct else [_Parts(large, parts)]
+        return [_Gathered(item, save)]
+    save.stage.check_written(item.folder, item.nbytes, drawn.nbytes)
+    large = _Large(item, save, drawn)
+    parts = [_Part(large, at) for at in range(0, item.nbytes, PART)]
+    return parts if save.way.direct else [_Parts(large, parts)]
 
 
 def _mixed(large: Sequence[_Job], small: Sequence[_Job]) -> list[_Job]:
     """Spread the small jobs, which make the system create files, among the large ones, which make the device write."""
     places = [at / len(large) for at in range(len(large))], [(at + 0.5) / len(small) for at in range(len(small))]
-    mixed = sorted(zip([*places[0], *places[1]], [*large, *small], strict=True), key=itemgetter(0))
-    return [job for _, job in mixed]
+    pairs = zip([*places[0], *places[1]], [*large, *small], strict=True)
+    return [job for _, job in sorted(pairs, key=itemgetter(0))]
 
 
 class _Run:
     """Some small tensors, each whole."""
 
-    def __init__(self, items: Sequence[WriteItem], nbytes: int, save: _Save) -> None:
+    def __init__(self, items: Sequence[WriteItem], nbytes: int, save: _Save, *, syncs: bool = False) -> None:
         self.items = items
         self.nbytes = nbytes
         self.save = save
+        self.syncs = syncs
 
     def __call__(self) -> None:
         self.save.stage.write_tensors([self._prepared(item) for item in self.items])
+        if self.syncs:  # while others go on, and the sync at the end is short
+            self.save.stage.sync()
 
     def _prepared(self, item: WriteItem) -> tuple[str, Any, bytes]:
         """Give folder, `out` and `meta`; a tensor that its framework has to gather is copied."""
         whole = item.codec.whole(item.value)
         out = memoryview(b"".join(map(bytes, item.pieces())) if whole is None else whole)
         self.save.stage.check_written(item.folder, item.nbytes, out.nbytes)
-        return item.folder, out, self.save.meta(item, digest_text(crc32(out)) if self.save.way.digest else None)
+        return item.folder, out, self.save.meta(item, crc32(out) if self.save.way.digest else 0)
 
 
 class _Small:
@@ -189,7 +190,7 @@ class _Small:
             yield piece
 
     def _text(self) -> bytes:
-        return self.save.meta(self.item, digest_text(self._crc) if self.save.way.digest else None)
+        return self.save.meta(self.item, self._crc)
 
 
 class _Gathered(_Small):
@@ -258,10 +259,9 @@ class _Large:
             self._finish()
 
     def _finish(self) -> None:
-        item, way = self.item, self.save.way
-        digest = digest_text(combined(self._crcs[at] for at in sorted(self._crcs))) if way.digest else None
         assert self._file is not None, "its parts were written into it"
-        self.save.stage.finish_blob(item.folder, self._file, self.save.meta(item, digest), sync=way.sync)
+        meta = self.save.meta(self.item, combined(self._crcs[at] for at in sorted(self._crcs)))
+        self.save.stage.finish_blob(self.item.folder, self._file, meta, sync=self.save.way.sync)
 
 
 class _Part:

@@ -33,7 +33,7 @@ import numpy as np
 import seccomp
 
 import fastckpt
-from fastckpt import _core, ways, writing
+from fastckpt import _core, saving, ways, writing
 from fastckpt.filesystems import FileSystem
 from fastckpt.snapshot import TensorHandle
 
@@ -221,7 +221,9 @@ def flock_for_files_only(real: Callable[[int, int], None]) -> Callable[[int, int
 
 def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool = False) -> None:
     """Let `fastckpt.save` work in that way from now on. `for_good`: the kernel may be asked to refuse."""
-    if not way.startswith("threads"):
+    if way.startswith("threads"):
+        patch(saving, "_MANY", 0)  # as of many tensors, the marker's text is made in a thread
+    else:
         patch(ways, "_WRITERS", 1)
     patch(ways, "_can_sync_whole", lambda *_: way.endswith("syncfs"))
     if "direct" in way:

@@ -628,6 +628,40 @@ def test_the_first_error_ends_all_threads(in_helper: bool) -> None:
     assert len(done) < 1000
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_work_is_done_beside_a_wait(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    class No(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    def work() -> str:
+        done.append("work")
+        return "made"
+
+    done: list[str] = []
+    if refused:
+        monkeypatch.setattr(parallel, "Thread", No)
+    assert parallel.beside(work, lambda: done.append("wait")) == "made"
+    assert sorted(done) == ["wait", "work"]
+    assert not refused or done == ["wait", "work"]
+
+
+@pytest.mark.parametrize("failing", ["work", "wait", "both"])
+def test_an_error_of_either_is_raised_when_both_have_ended(failing: str) -> None:
+    def act(name: str) -> None:
+        time.sleep(0.02 if name == "work" else 0)
+        ended.append(name)
+        if failing in (name, "both"):
+            raise ValueError(name)
+
+    ended: list[str] = []
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="work" if failing == "work" else "wait"):
+        parallel.beside(lambda: act("work"), lambda: act("wait"))
+    assert sorted(ended) == ["wait", "work"]
+    assert threading.active_count() == before
+
+
 # --- CUDA -------------------------------------------------------------------------------------------------------------
 
 

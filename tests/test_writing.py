@@ -217,6 +217,42 @@ def test_small_tensors_are_many_to_a_call_in_their_order(
     assert len(runs) < 25
 
 
+@pytest.mark.parametrize(("durable", "count"), [(True, 4), (False, 0)])
+def test_many_small_tensors_are_synced_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool, count: int
+) -> None:
+    """What ends the save makes all of them durable; the others spare it most of that."""
+    monkeypatch.setattr(ways, "_can_sync_whole", lambda *_: True)
+    monkeypatch.setattr(writing, "_OFTEN", 2)
+    real, synced = _core.syncfs, list[int]()
+
+    def syncfs(fd: int) -> None:
+        synced.append(sum(1 for _ in os.scandir(fd)))
+        real(fd)
+
+    monkeypatch.setattr(_core, "syncfs", syncfs)
+    tensors = {f"{at}": np.full(3, at) for at in range(writing._RUN * 7)}
+    fastckpt.save(tensors, tmp_path / "s", durable=durable, threads=1)
+    assert synced == [*(writing._RUN * at for at in (2, 4, 6)), writing._RUN * 7][:count]
+    assert fastckpt.verify(tmp_path / "s")
+
+
+def test_a_sync_in_between_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def syncfs(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "lost")
+
+    calls: list[int] = []
+    monkeypatch.setattr(ways, "_can_sync_whole", lambda *_: True)
+    monkeypatch.setattr(writing, "_OFTEN", 2)
+    monkeypatch.setattr(_core, "syncfs", syncfs)
+    with pytest.raises(OSError, match="lost") as caught:
+        fastckpt.save({f"{at}": np.full(3, at) for at in range(writing._RUN * 9)}, tmp_path / "s")
+    assert caught.value.filename == str(tmp_path / "s")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_digests_combine() -> None:
     data = numbers(5000).tobytes()
     for cuts in ([], [1], [0, 4096, 4096, 39_999], range(0, 40_000, 999)):
