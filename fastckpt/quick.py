@@ -108,8 +108,6 @@ class _Plain:
             if twin is None or meta.same_as in self._ties or self.codec.describe(twin)[:2] != (meta.dtype, meta.shape):
                 raise _UnusualError
             tensors[key] = twin
-        if (self._container == DONE) != (record is not None and bool(tensors)):
-            raise _UnusualError  # one of the two has been lost
         if record is None:
             return tree.refill(self._container, tensors, KINDS.unpack, where=DONE)
         try:

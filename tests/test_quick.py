@@ -467,6 +467,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> Marked:
     """A container, ties and a name, which the metas say."""
     one, big = torch.arange(3.0), torch.arange(float(LARGE))
     saved = OrderedDict({"a": one, "b": torch.ones(4), "a/c": torch.ones(3), "big": big, "twin": one, "other": big})
+    saved["third"] = one
     return marked(tmp_path_factory.mktemp("more") / "s", saved)
 
 
@@ -503,7 +504,8 @@ def test_says_yes_only_where_the_long_way_does(
         ("twin", "kFloat", "kInt32"),
         ("twin", '"place":4', '"place":3'),
         ("twin", '"place":4', '"place":-1'),
-        ("twin", '"count":6', '"count":7'),
+        ("twin", '"count":7', '"count":8'),
+        ("third", '"same_as":"a"', '"same_as":"twin"'),
         ("twin", '"same_as":"a"', '"same_as":"a'),
         ("a", '"container":{"OrderedDict"', '"container":{"Dict"'),
         ("a", '"container":{"OrderedDict":[]}', '"container":"snapshot_done"'),
