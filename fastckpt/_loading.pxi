@@ -147,7 +147,7 @@ cdef bint _take_rows(
             return False
         made[key] = _tensor(_part_of(whole, <size_t>free, <size_t>row.nbytes), &meta, kinds, take)
         free += row.nbytes
-    return more == 0 and place == head.count == len(made)
+    return more == 0 and place == head.count
 
 
 cdef bint _are_all(int dirfd, uint64_t names, Py_ssize_t wanted):

@@ -647,6 +647,19 @@ def test_a_head_that_cannot_be(four: tuple[Path, Rows, bytes], head: dict[str, A
     assert quick.load_plain(path, None, 100) is None
 
 
+@pytest.mark.parametrize("place", [-1, 1, 2**62])
+def test_a_place_that_there_is_not(tmp_path: Path, place: int) -> None:
+    fastckpt.save(OrderedDict({"a": torch.ones(3)}), tmp_path / "s")
+    fd = os.open(tmp_path / "s", os.O_RDONLY)
+    try:
+        kinds = {2: (2, 4)}
+        for at in (0, place):
+            found = _core.load_folders(fd, ["a"], kinds, id, lambda folder, text, count, at=at: (folder, at, False))
+            assert (found is not None) == (at == 0)
+    finally:
+        os.close(fd)
+
+
 def test_numbers_of_types_that_there_cannot_be() -> None:
     for number in (-1, 32):
         with pytest.raises(ValueError, match=f"no type has the number {number}"):
