@@ -5,7 +5,6 @@
 #ifndef FC_POOL_H
 #define FC_POOL_H
 
-#include <stdbool.h>
 #include <stddef.h>
 
 /*

@@ -24,7 +24,7 @@ struct fc_writer {
 /*
  * Create `path`, which must not exist (EEXIST). `size_hint`: how many bytes will come, 0 if unknown; a disk with less
  * space than that is an error now (ENOSPC) and not after minutes of writing. A wrong hint does no harm. `writeback`: the device begins before
- * anybody waits for it.
+ * anybody waits for it, but for little files.
  */
 int fc_open_writer(struct fc_writer *writer, int dirfd, const char *path, off_t size_hint, bool writeback,
                    struct fc_error *err);

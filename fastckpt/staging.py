@@ -195,7 +195,7 @@ class Stage:
 
     def sync(self) -> None:
         """Make all that was written durable, and whatever else the file system has yet to write."""
-        with named(self.path):
+        with self._not_over(), named(self.path):
             _core.syncfs(self.fd)
 
     def seal(self, marker: Iterable[Any]) -> None:
