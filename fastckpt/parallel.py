@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 __all__ = ["beside", "run"]
@@ -82,15 +82,18 @@ def beside(work: Callable[[], Result], wait: Callable[[], None]) -> Result:
     made: list[Result] = []
     problems: list[BaseException] = []
     helpers: list[Thread] = []
+    begun = Lock()  # or it would keep the GIL, and what waits would begin when it is interrupted
 
     def helper() -> None:
         try:
-            made.append(work())
+            with begun:
+                made.append(work())
         except BaseException as problem:  # noqa: BLE001
             problems.append(problem)
 
     try:
-        _start(helper, 1, helpers)
+        with begun:
+            _start(helper, 1, helpers)
         wait()
     finally:
         _wait_for(helpers)

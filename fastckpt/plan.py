@@ -52,6 +52,11 @@ class WriteItem(NamedTuple):
         """Give the bytes of `out`, in contiguous buffers."""
         return self.codec.pieces(self.value)
 
+    def whole(self) -> memoryview:
+        """Give the bytes of `out` in one buffer; a tensor that its framework has to gather is copied."""
+        whole = self.codec.whole(self.value)
+        return memoryview(b"".join(map(bytes, self.pieces())) if whole is None else whole)
+
     def text(self, digest: str | None) -> bytes:
         """Give what `meta` says, with the digest of `out`, unsealed."""
         return meta_file.meta_text(self.meta._replace(digest=digest))
@@ -134,9 +139,7 @@ class WritePlan:
         """Give the copies that follow the marker's text, each padded to ALIGN, many at a time."""
         copied = (item for item in self.items if _is_copied(item)) if self.index else iter(())
         while some := list(islice(copied, GATHER // SMALL)):
-            yield b"".join(
-                [piece for item in some for piece in (*map(bytes, item.pieces()), bytes(-item.nbytes % ALIGN))]
-            )
+            yield b"".join([piece for item in some for piece in (item.whole(), bytes(-item.nbytes % ALIGN))])
 
 
 def _meta_of(

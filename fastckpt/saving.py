@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,8 @@ from fastckpt.writing import Progress, write_items
 
 __all__ = ["check_path", "plan_of", "save", "settle", "write_plan"]
 
-_MANY = 100  # tensors, of whose metas a text is worth a thread
+_MANY_TENSORS = 100  # of whose metas a text is worth a thread
+_COPIES = 8  # MiB of copies of small tensors at most, which that thread makes as well
 
 
 def save(
@@ -126,14 +127,19 @@ def write_plan(
                 large=plan.nbytes_above(LARGE),
             )
         texts = write_items(plan, stage, way, progress)
-        make = partial(plan.marker, texts, seal=digest)
+        make = partial(_marker, plan, texts, seal=digest)
         waits = durable and not way.sync
-        text = _while_synced(stage, make, long=plan.index and len(plan.items) > _MANY) if waits else make()
-        stage.seal(itertools.chain([text], plan.small_blobs()))
+        stage.seal(_while_synced(stage, make, long=plan.index and len(plan.items) > _MANY_TENSORS) if waits else make())
 
 
-def _while_synced(stage: Stage, make: Callable[[], bytes], *, long: bool) -> bytes:
-    """Sync all that is written; a text that is long is made meanwhile."""
+def _marker(plan: WritePlan, texts: dict[str, bytes], *, seal: bool) -> Iterator[bytes]:
+    """Give the marker in pieces, of which the first ones are made at once."""
+    copies = plan.small_blobs()
+    return itertools.chain([plan.marker(texts, seal=seal), *itertools.islice(copies, _COPIES)], copies)
+
+
+def _while_synced(stage: Stage, make: Callable[[], Iterator[bytes]], *, long: bool) -> Iterator[bytes]:
+    """Sync all that is written; a marker that is long is made meanwhile."""
     if long:
         return parallel.beside(make, stage.sync)
     stage.sync()

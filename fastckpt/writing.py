@@ -29,8 +29,9 @@ PART = 4 << 20  # bytes: a thread's share at a time
 _PIECE = 1 << 20  # bytes that it digests, copies where they are not aligned, and writes past the page cache at a time;
 _MANY = 8  # but all of its share where there are fewer threads than this to keep the device busy
 _AHEAD = 3  # of so many threads one has its piece ready, and waits until another's is written
-_OFTEN = 256  # such runs as follow, after which what is written is synced
 _RUN = 32  # small tensors that one call writes, of together at most LARGE bytes
+_OFTEN = 256  # such runs, after which what is written is synced
+_EARLY = 3 / 4  # of the parts of large tensors: the runs are among these, and synced beside the others
 
 Progress = Callable[[int], None]
 
@@ -56,7 +57,7 @@ def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | No
     """
     save, own = _Save(stage, way, keeps_texts=plan.index), [item for item in plan.items if item.twin is None]
     large = sorted((item for item in own if item.nbytes > LARGE), key=lambda item: item.nbytes, reverse=True)
-    small = _runs([item for item in own if item.nbytes <= LARGE], save)
+    small = _runs([item for item in own if item.nbytes <= LARGE], save, alone=not large)
 
     def work(job: _Job) -> None:
         job()
@@ -87,7 +88,7 @@ class _Save:
         self.gate = _core.Gate(way.threads - way.threads // _AHEAD)
         self.piece = min(_PIECE, PART) if way.threads >= _MANY else PART
         size = self.piece if way.direct else PART  # the page cache takes more at a time
-        self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages: see ARCHITECTURE.md
+        self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages
         self._own = threading.local()
 
     def meta(self, item: WriteItem, crc: int) -> bytes:
@@ -115,7 +116,7 @@ class _Job(Protocol):
     def __call__(self) -> None: ...
 
 
-def _runs(items: Sequence[WriteItem], save: _Save) -> list[_Job]:
+def _runs(items: Sequence[WriteItem], save: _Save, *, alone: bool) -> list[_Job]:
     """Cut small tensors, in the order of the object, into jobs; each is one where they are synced one by one."""
     if save.way.sync:
         return [_Small(item, save) for item in items]
@@ -128,7 +129,7 @@ def _runs(items: Sequence[WriteItem], save: _Save) -> list[_Job]:
             run, total = [], 0
         run.append(item)
         total += nbytes
-    return [*runs, _Run(run, total, save)] if run else runs
+    return [*runs, _Run(run, total, save, syncs=save.way.writeback and not alone)] if run else runs
 
 
 def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Sequence[_Job]:
@@ -143,9 +144,9 @@ def _jobs_of(item: WriteItem, save: _Save, drawer: Drawer) -> Sequence[_Job]:
 
 def _mixed(large: Sequence[_Job], small: Sequence[_Job]) -> list[_Job]:
     """Spread the small jobs, which make the system create files, among the large ones, which make the device write."""
-    places = [at / len(large) for at in range(len(large))], [(at + 0.5) / len(small) for at in range(len(small))]
-    pairs = zip([*places[0], *places[1]], [*large, *small], strict=True)
-    return [job for _, job in sorted(pairs, key=itemgetter(0))]
+    places = [at / len(large) for at in range(len(large))]
+    places += [(at + 0.5) / len(small) * _EARLY for at in range(len(small))]
+    return [job for _, job in sorted(zip(places, [*large, *small], strict=True), key=itemgetter(0))]
 
 
 class _Run:
@@ -163,9 +164,8 @@ class _Run:
             self.save.stage.sync()
 
     def _prepared(self, item: WriteItem) -> tuple[str, Any, bytes]:
-        """Give folder, `out` and `meta`; a tensor that its framework has to gather is copied."""
-        whole = item.codec.whole(item.value)
-        out = memoryview(b"".join(map(bytes, item.pieces())) if whole is None else whole)
+        """Give folder, `out` and `meta`."""
+        out = item.whole()
         self.save.stage.check_written(item.folder, item.nbytes, out.nbytes)
         return item.folder, out, self.save.meta(item, crc32(out) if self.save.way.digest else 0)
 

@@ -222,7 +222,7 @@ def flock_for_files_only(real: Callable[[int, int], None]) -> Callable[[int, int
 def prepare(way: str, patch: Callable[[Any, str, Any], None], *, for_good: bool = False) -> None:
     """Let `fastckpt.save` work in that way from now on. `for_good`: the kernel may be asked to refuse."""
     if way.startswith("threads"):
-        patch(saving, "_MANY", 0)  # as of many tensors, the marker's text is made in a thread
+        patch(saving, "_MANY_TENSORS", 0)  # as of many tensors, the marker's text is made in a thread
     else:
         patch(ways, "_WRITERS", 1)
     patch(ways, "_can_sync_whole", lambda *_: way.endswith("syncfs"))

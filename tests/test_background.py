@@ -646,6 +646,20 @@ def test_work_is_done_beside_a_wait(monkeypatch: pytest.MonkeyPatch, refused: bo
     assert not refused or done == ["wait", "work"]
 
 
+def test_work_beside_a_wait_keeps_nobody_from_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep the GIL, and what shall be waited for would begin late."""
+
+    def start(*arguments: Any) -> None:
+        real(*arguments)
+        time.sleep(0.02)
+        order.append("started")
+
+    real, order = parallel._start, list[str]()
+    monkeypatch.setattr(parallel, "_start", start)
+    parallel.beside(lambda: order.append("work"), lambda: time.sleep(0.02))
+    assert order == ["started", "work"]
+
+
 @pytest.mark.parametrize("failing", ["work", "wait", "both"])
 def test_an_error_of_either_is_raised_when_both_have_ended(failing: str) -> None:
     def act(name: str) -> None:

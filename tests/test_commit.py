@@ -620,8 +620,8 @@ def at_step(wanted: str, number: int) -> Callable[[int, str], None]:
         ("direct", "File.write", 4, "turned/out"),
         ("direct", "File.finish", 1, "run/out"),
         ("direct", "File.finish", 2, "turned/out"),
-        ("direct", "write", 1, "run/meta"),
-        ("direct", "sync_dir", 1, "run"),
+        ("direct", "write", 3, "run/meta"),
+        ("direct", "sync_dir", 2, "run"),
         ("direct", "link", 1, "tied"),
     ],
 )

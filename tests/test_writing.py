@@ -237,6 +237,25 @@ def test_many_small_tensors_are_synced_now_and_then(
     assert fastckpt.verify(tmp_path / "s")
 
 
+@pytest.mark.parametrize(("durable", "count"), [(True, 2), (False, 0)])
+def test_small_tensors_are_synced_while_large_ones_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool, count: int
+) -> None:
+    monkeypatch.setattr(ways, "_can_sync_whole", lambda *_: True)
+    real, synced = _core.syncfs, list[set[str]]()
+
+    def syncfs(fd: int) -> None:
+        synced.append({entry.parent.name for entry in tmp_path.rglob("meta")})
+        real(fd)
+
+    monkeypatch.setattr(_core, "syncfs", syncfs)
+    small = {f"{at}": np.full(3, at) for at in range(writing._RUN * 2)}
+    large = {"large": np.zeros(writing.PART * 5, np.uint8)}
+    fastckpt.save(small | large, tmp_path / "s", durable=durable, threads=1)
+    assert synced == [small.keys(), small.keys() | large.keys()][:count]
+    assert fastckpt.verify(tmp_path / "s")
+
+
 def test_a_sync_in_between_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def syncfs(fd: int) -> None:
         calls.append(fd)
