@@ -43,8 +43,8 @@ class Row:
     why : str
         Why nothing was measured.
     bare : float or None
-        What who does only the bare work reaches in the same rounds: moves as many bytes between the device and memory
-        that holds them all, or opens the same files.
+        What who does only the bare work reaches in the same rounds: makes the same files, reads as many bytes into
+        memory that holds them all, or opens the same files.
     """
 
     what: str

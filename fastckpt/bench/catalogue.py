@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["KEEPING", "KEPT", "LIMIT", "LIMITS", "QUICK", "RIVALS", "SAVES", "Rival", "takes_part"]
 
 LIMIT = "limit"  # the name under which limits stand among the rivals' results,
-KEPT = "limit-kept"  # and the device's with memory for all of it, where those use the same few buffers again and again
+KEPT = "limit-kept"  # and what the bare work reaches where a limit is not that: see `KEEPING`
 _PLAIN = frozenset({"save_durable", "save", "train_durable"})
 SAVES = _PLAIN | {"save_async", "train_async"}
 _LOADS = frozenset({"load", "touch", "cold", "into"})
@@ -27,8 +27,9 @@ LIMITS = {
 }
 
 
-#: Operations that have the limit KEPT too, but for many small files.
-KEEPING = ("save_durable", "cold")
+#: Operations that have a limit KEPT too: our folders and files made in C; and the device's with memory for all of it,
+#: where that uses the same few buffers again and again, but for many small files.
+KEEPING = {"save_durable": "files", "cold": "direct_read_kept"}
 
 
 @dataclass(frozen=True)

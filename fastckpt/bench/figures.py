@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fastckpt.bench.bars import Row, rows
-from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, RIVALS
+from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, RIVALS, SAVES
 
 __all__ = ["HEADINGS", "OPS", "Figure", "bar_cells", "figures", "missing", "prefixed", "verdicts"]
 
@@ -142,7 +142,8 @@ def prefixed(seconds: float) -> str:
 def _figure(result: Mapping[str, Any], workload: Mapping[str, Any], ours: list[Mapping[str, Any]]) -> Figure:
     name, op, runs = result["rival"], result["op"], result["runs"]
     title = _LIMIT_NAMES.get(LIMITS.get(op, ""), "limit") if name in _LIMITS else RIVALS[name].title
-    title += ", of memory for all of it" * (name == KEPT)
+    if name == KEPT:
+        title = "limit: the same folders and files, in C" if op in SAVES else f"{title}, of memory for all of it"
     if name == LIMIT and workload["name"] == "small" and op == "cold":
         title = "limit: open and read alone, in C"
     figure = Figure(result["workload"], op, name, title, error=result.get("error", ""))

@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,10 @@ _OPENERS = 16  # threads that open small files
 _ALL = 1 << 62  # bytes: no file has more
 _ALIGNMENT = 4096
 _HUGE = 2 * _MIB  # a huge page
+_FUNCTIONS: dict[str, dict[str, list[Any]]] = {  # of C, which take this and give a size or a number of files
+    "floor.c": {"floor_read": [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]},
+    "save_floor.c": {"save_like": [ctypes.c_char_p], "save_write": [ctypes.c_char_p, ctypes.c_void_p]},
+}
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
 _Place: TypeAlias = Callable[[int, int], memoryview]  # where a thread has the bytes at an offset
 _Memory: TypeAlias = Callable[[int], _Place]
@@ -53,14 +58,32 @@ class Limits:
         self._depths: dict[tuple[str, int], tuple[int, int]] = {}  # by operation and size
         self._buffers: list[memoryview] = []
         self._floor: Any = None
+        self._save_floor: Any = None
 
     def direct_write(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Write a new file around the page cache, and make it durable."""
         return self._at_best_depth("direct_write", nbytes, partial(self._write, path))
 
-    def direct_write_kept(self, path: Path, nbytes: int) -> dict[str, Any]:
-        """The same from memory that holds all of it, as that of who saves does."""
-        return self._at_best_depth("direct_write", nbytes, partial(self._write, path), _for_all_of_it)
+    def files(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """Make the folders and files of a snapshot once more in C, durably, from unaligned memory that holds all of
+        it; afterwards they are emptied, and keep their names."""
+        target = Path(tempfile.mkdtemp(prefix="files-", dir=path.parent))
+        if self._save_floor is None:
+            self._save_floor = _built("save_floor.c", path.parent / "save_floor.so")
+        floor = self._save_floor
+        try:
+            size = floor.save_like(os.fsencode(path))
+            source = _plain_memory(max(1, size))
+            touch_memory(nbytes * 5 // 4)  # as much as a save has at hand
+            found, files = measured(lambda: floor.save_write(os.fsencode(target), source.ctypes.data))
+        finally:
+            floor.save_forget()
+        made = [*target.glob("*/*")]
+        for file in made:
+            os.truncate(file, 0)
+        if not files == len(made) == len([*path.glob("*/*")]):
+            raise RuntimeError(f"{files} files could be written: two a tensor were expected")
+        return {**found, "bytes": nbytes, "depth": f"{files:,} files"}
 
     def direct_read(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Read a file around the page cache; the first time it is written before."""
@@ -118,7 +141,7 @@ class Limits:
 
     def _at_floor(self, path: Path, nbytes: int, threads: int, most: int) -> dict[str, Any]:
         if self._floor is None:
-            self._floor = _built(path.parent / "floor.so")
+            self._floor = _built("floor.c", path.parent / "floor.so")
         found, files = measured(lambda: self._floor.floor_read(os.fsencode(path), threads, most))
         self._floor.floor_forget()
         if files % 2 or not files:
@@ -258,16 +281,16 @@ def _sharing(threads: int, jobs: Iterable[int]) -> Iterator[Callable[[Callable[[
         yield shared
 
 
-def _built(library: Path) -> Any:
-    """Build floor.c; its `floor_read` takes a folder, a number of threads, and up to how many bytes a file is read and
-    not mapped, and gives the number of files."""
+def _built(source: str, library: Path) -> Any:
+    """Build a file of C that lies beside this one."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise RuntimeError("needs a C compiler (cc, or what CC names)")
-    source = Path(__file__).with_name("floor.c")
-    command = [compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(library), str(source)]
+    code = Path(__file__).with_name(source)
+    command = [compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(library), str(code)]
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603
     floor = ctypes.CDLL(str(library))
-    floor.floor_read.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]
-    floor.floor_read.restype = ctypes.c_size_t
+    for name, types in _FUNCTIONS[source].items():
+        function = getattr(floor, name)
+        function.argtypes, function.restype = types, ctypes.c_size_t
     return floor

@@ -25,12 +25,14 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
 - **memory**: 1.25 times the workload's bytes are used and freed before the clock starts, or whoever comes next would
   pay for what the host of a virtual machine has taken back meanwhile.
 - **limits** are measured in the same rounds, with as many bytes (to a GPU: at most 1 GiB); the device's at the best of
-  five depths: with a few buffers that are used again and again, which no save or load can do, and from or into memory
-  for all of it. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads
+  five depths: with a few buffers that are used again and again, which no save or load can do, and into memory for all
+  of it. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads
   the same in as many threads as processors, files of more than 16 KiB being mapped. For saves without sync it is files
   of 16 MiB, written in as many threads.
-- **bare work**, of a promise: what such a limit reaches in the same rounds, the device's with memory for all of it.
-  It is what the machine gives for these bytes; a save may pass it, if it copies through a few buffers.
+- **the same folders and files, in C**: as many as a snapshot of ours has, each of as many bytes, which 12 threads copy
+  to where O_DIRECT can write from, and one sync of all; no digests, no checks, no interpreter.
+- **bare work**, of a promise: what such a limit reaches in the same rounds: for durable saves the same folders and
+  files in C, for cold loads the device with memory for all of it. It is what the machine gives in this layout.
 - **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
   the save; **training kept** is the part of its undisturbed rate that it kept during the save, **training lost** the
   seconds that it did not get. The time is the save's, with the training beside it."""

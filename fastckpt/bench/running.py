@@ -27,7 +27,7 @@ Watch = Callable[[str], None]
 
 _COLD = ("cold", "gpu_cold", "one", "rows")
 _GPU = ("gpu", "gpu_cold")
-_OF_OURS = ("floor", "opens")  # limits that are measured at a snapshot of ours
+_OF_OURS = ("floor", "opens", "files")  # limits that are measured at a snapshot of ours
 _WARM = 0.999  # of the bytes in the page cache
 _PER_TENSOR = 16384  # bytes that a tensor may take beyond its own: blocks of small files, folders
 _PER_NAME = 512  # the same, where all are in one file
@@ -123,10 +123,10 @@ class _Bench:
             child.close()
 
     def check(self, workload: Workload) -> None:
-        """Refuse a workload that does not fit: one of each family, one more of the largest, and the limit's file."""
+        """Refuse a workload that does not fit: one of each family, one more of the largest, and the limits' files."""
         families = {side.family for side in self._sides if not workload.rivals or side.name in workload.rivals}
         sizes = [_on_disk(workload, family) for family in families]
-        needed = sum(sizes) + max(sizes, default=0) + workload.nbytes
+        needed = sum(sizes) + max(sizes, default=0) + 2 * workload.nbytes
         self._room.check(needed, f"the workload {workload.name}")
 
     def workload(self, workload: Workload) -> None:
@@ -172,9 +172,11 @@ class _Bench:
 
     def _limit_of(self, workload: Workload, op: str, name: str) -> str | None:
         """Name the limit that an operation is measured against; many small files have another than the device."""
-        limit = "floor" if workload.name == "small" and op == "cold" else LIMITS.get(op)
+        special = workload.name == "small" and op == "cold"
         if name == KEPT:
-            return f"{limit}_kept" if op in KEEPING and limit != "floor" else None
+            limit = None if special or workload.name.startswith("count-") else KEEPING.get(op)
+        else:
+            limit = "floor" if special else LIMITS.get(op)
         return limit if limit not in _OF_OURS or self._missing.get("fastckpt", "") is None else None
 
     def _has_gpu(self, workload: Workload, op: str) -> bool:
@@ -199,7 +201,8 @@ class _Bench:
             limit = self._limit_of(workload, op, name)
             assert limit is not None
             path = self._target("fastckpt", workload) if limit in _OF_OURS else self._limit_file
-            before = self._prepared(workload, "fastckpt", path, limit == "floor") if limit in _OF_OURS else {}
+            loads = limit in _OF_OURS and op not in SAVES
+            before = self._prepared(workload, "fastckpt", path, limit == "floor") if loads else {}
             return {**self._ask(LIMIT, workload, limit, path, round_), **before}
         if op in SAVES:
             return self._save(workload, op, name, round_)
