@@ -35,7 +35,7 @@ from fastckpt.bench.bars import Row, rows
 from fastckpt.bench.catalogue import KEPT, LIMIT, RIVALS, takes_part
 from fastckpt.bench.children import Child
 from fastckpt.bench.command import _chosen
-from fastckpt.bench.figures import OPS, bar_cells, figures, missing, prefixed
+from fastckpt.bench.figures import OPS, bar_cells, figures, missing, prefixed, verdicts
 from fastckpt.bench.limits import Limits
 from fastckpt.bench.report import markdown
 from fastckpt.bench.results import done as measured_in
@@ -339,6 +339,16 @@ def test_what_the_bare_work_reaches_stands_beside_what_was_measured() -> None:
     assert (load.got, load.bare) == (near(2.0), near(4.0))
     assert found["load to a dict, warm, GPT-2, indexed", "safetensors"].bare is None
     assert bar_cells(limit)[3:] == ("0.62×", "0.80×", "short")
+    assert limit.bound
+    assert not load.bound  # the bare work would pass
+
+
+def test_what_falls_short_like_the_bare_work_is_counted() -> None:
+    results = [result("gpt2", "cold", side, time) for side, time in ((LIMIT, 1.0), (KEPT, 1.25), ("fastckpt", 1.6))]
+    _, words = verdicts({"results": results, "workloads": [{"name": "gpt2", "bytes": 1000}]})
+    assert words.startswith("0 pass, 1 short (1 of them like the bare work), ")
+    _, words = verdicts({"results": results[::2], "workloads": [{"name": "gpt2", "bytes": 1000}]})
+    assert words.startswith("0 pass, 1 short, ")
 
 
 def test_more_is_asked_of_a_durable_save_where_the_device_allows_it() -> None:

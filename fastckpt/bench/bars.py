@@ -61,7 +61,15 @@ class Row:
         """Give "pass", "short" or "not measured"."""
         if self.got is None:
             return "not measured"
-        return "pass" if (self.got <= self.need if self.most else self.got >= self.need) else "short"
+        return "pass" if self._suffices(self.got) else "short"
+
+    @property
+    def bound(self) -> bool:
+        """Tell whether it falls short where the bare work does so as well."""
+        return self.verdict == "short" and self.bare is not None and not self._suffices(self.bare)
+
+    def _suffices(self, reached: float) -> bool:
+        return reached <= self.need if self.most else reached >= self.need
 
 
 class _Found:

@@ -122,7 +122,9 @@ def verdicts(document: Mapping[str, Any]) -> tuple[list[Row], str]:
     """Give all promises, and a line that counts them."""
     found = rows(document)
     counts = {name: sum(row.verdict == name for row in found) for name in ("pass", "short", "not measured")}
-    return found, ", ".join(f"{count} {name}" for name, count in counts.items())
+    bound = sum(row.bound for row in found)
+    more = {"short": f" ({bound} of them like the bare work)"} if bound else {}
+    return found, ", ".join(f"{count} {name}{more.get(name, '')}" for name, count in counts.items())
 
 
 def missing(document: Mapping[str, Any]) -> list[str]:

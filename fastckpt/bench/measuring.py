@@ -20,6 +20,9 @@ __all__ = ["evict", "files_under", "measured", "resident", "sync_tree", "touch_m
 _PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SAMPLE = 1024  # files of one snapshot that are asked what is resident of them; of more, evenly spread ones
+_HUGE = 2 << 20  # bytes of a huge page, or of what one page table maps
+_NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python knows since 3.11
+_SMALL = 16384  # pages, and as many page tables
 _SYNC_EACH = 1024  # files that are fsynced one by one; of more, their file system as a whole, as fastckpt does it
 _STATUS = ("VmHWM", "VmRSS", "RssAnon")
 _IO = ("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes")
@@ -82,15 +85,21 @@ def touch_memory(nbytes: int) -> None:
     """Use so much memory, as far as it is to be had, and free it again.
 
     A virtual machine's host may take back what has been free for a second, and gives it again at a tenth of the speed
-    of memory: whoever is measured next would pay for what the one before him has freed.
+    of memory: whoever is measured next would pay for what the one before him has freed. Huge pages first, and then
+    small ones, which the kernel takes from elsewhere: some for Python's objects, and some for its own, which it makes
+    page tables of here.
     """
     nbytes = min(nbytes, available() // 2)
-    if nbytes < _PAGE:
-        return
-    with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        memory[::_PAGE] = bytes(len(range(0, nbytes, _PAGE)))
+    if nbytes >= _PAGE:
+        _use(nbytes, _PAGE, "MADV_HUGEPAGE")
+        _use(_SMALL * _HUGE, _HUGE, "MADV_NOHUGEPAGE")  # each has a page table of its own
+
+
+def _use(nbytes: int, step: int, advice: str) -> None:
+    with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE) as memory:
+        if hasattr(mmap, advice):
+            memory.madvise(getattr(mmap, advice))
+        memory[::step] = bytes(len(range(0, nbytes, step)))
 
 
 def files_under(path: Path) -> list[Path]:
