@@ -22,7 +22,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _SAMPLE = 1024  # files of one snapshot that are asked what is resident of them; of more, evenly spread ones
 _HUGE = 2 << 20  # bytes of a huge page, or of what one page table maps
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python knows since 3.11
-_SMALL = 16384  # pages, and as many page tables
+_SMALL = 16384  # pages at most, and as many page tables
 _SYNC_EACH = 1024  # files that are fsynced one by one; of more, their file system as a whole, as fastckpt does it
 _STATUS = ("VmHWM", "VmRSS", "RssAnon")
 _IO = ("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes")
@@ -92,7 +92,7 @@ def touch_memory(nbytes: int) -> None:
     nbytes = min(nbytes, available() // 2)
     if nbytes >= _PAGE:
         _use(nbytes, _PAGE, "MADV_HUGEPAGE")
-        _use(_SMALL * _HUGE, _HUGE, "MADV_NOHUGEPAGE")  # each has a page table of its own
+        _use(min(_SMALL, nbytes // _PAGE) * _HUGE, _HUGE, "MADV_NOHUGEPAGE")  # each has a page table of its own
 
 
 def _use(nbytes: int, step: int, advice: str) -> None:
