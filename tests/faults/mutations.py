@@ -104,15 +104,18 @@ def _seal(*steps: str) -> Callable[[], None]:
     """These steps, in this order."""
 
     def apply() -> None:
-        def seal(self: Stage, marker: Any, *, sync_all: bool) -> None:
+        waiting = set[Stage]()  # for a sync of the whole file system
+
+        def seal(self: Stage, marker: Any) -> None:
             for step in steps:
-                if step == "syncfs" and sync_all:
+                if step == "syncfs" and self in waiting:
                     _core.syncfs(self.fd)
                 elif step in ("marker", "unsynced marker"):
                     self._write(DONE, marker, step == "marker")
                 elif step == "sync":
                     sync_folder(self.fd)
 
+        Stage.sync = lambda self: waiting.add(self)  # noqa: PLW0108 (a method, which a builtin is not)
         Stage.seal = seal
 
     return apply
