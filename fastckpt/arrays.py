@@ -34,7 +34,9 @@ class NumpyCodec:
             raise UnsupportedError(f"dtype {obj.dtype} cannot be stored; {remedy}")
         if obj.size == 0:
             return Blob(dtype, obj.shape, None)
-        strides = tuple(s if n > 1 else 0 for s, n in zip(obj.strides, obj.shape, strict=True))
+        strides = None
+        if not obj.flags.c_contiguous:
+            strides = tuple(s if n > 1 else 0 for s, n in zip(obj.strides, obj.shape, strict=True))
         address = obj.ctypes.data  # __array_interface__ takes longer, and dies of a lack of memory
         return Blob(dtype, obj.shape, Memory("cpu", address, strides, "" if obj.dtype.isnative else "swap"))
 

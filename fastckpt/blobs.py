@@ -25,15 +25,15 @@ class Memory(NamedTuple):
         Device that the address belongs to.
     address : int
         Address of the first element.
-    strides : tuple of int
-        Bytes from one element to the next, a dimension; 0 where the dimension has one element.
+    strides : tuple of int or None
+        Bytes from one element to the next, a dimension; 0 where the dimension has one element. None: in C order.
     lazy : str
         What a framework would still do to the bytes when reading them (conjugate, negate, swap).
     """
 
     device: str
     address: int
-    strides: tuple[int, ...]
+    strides: tuple[int, ...] | None
     lazy: str = ""
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Marker",
     "format_marker",
     "is_nearly_ours",
+    "json_text",
     "parse_index",
     "parse_marker",
 ]
@@ -85,15 +86,20 @@ class Marker:
     foreign: bool = False
 
 
-def format_marker(entries: Sequence[IndexEntry], *record: Any, seal: bool = True) -> bytes:
+def json_text(value: Any) -> bytes:
+    """Give the one spelling of JSON in a marker."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def format_marker(entries: Sequence[IndexEntry], record: bytes | None = None, *, seal: bool = True) -> bytes:
     """Give the text before the copies, padded.
 
     Parameters
     ----------
     entries : sequence of IndexEntry
         All tensors.
-    *record : JSON
-        The nested object; left out for a flat one.
+    record : bytes, optional
+        The nested object, as `json_text` gives it; None for a flat one.
     seal : bool
         Whether a bit that flips shall be noticed.
 
@@ -102,17 +108,16 @@ def format_marker(entries: Sequence[IndexEntry], *record: Any, seal: bool = True
     UnsupportedError
         The object holds more plain values than a line may.
     """
-    head: dict[str, Any] = {"format": "fastckpt", "version": VERSION, "count": len(entries)}
-    if record:
-        (head["object"],) = record
-    table = _line([[e.folder, e.meta.decode("ascii"), e.nbytes, e.copy_at] for e in entries])
+    head = b'%b"version":%d,"count":%d' % (PREFIX, VERSION, len(entries))
+    if record is not None:
+        head += b',"object":' + record
+    table = json_text([[e.folder, e.meta.decode("ascii"), e.nbytes, e.copy_at] for e in entries]) + b"\n"
+    digest = b',"table":"%b"' % digest_text(crc32(table)).encode("ascii") if seal else b""
     copies = max((e.copy_at + _aligned(e.nbytes) for e in entries if e.copy_at is not None), default=0)
     copies_at, line = 0, b""
     for _ in range(3):  # the head holds its own length: two rounds settle it
-        head["index"] = [len(table), copies_at, copies_at + copies]
-        if seal:
-            head["table"] = digest_text(crc32(table))
-        line = sealed(_line(head)) if seal else _line(head)
+        line = b'%b,"index":[%d,%d,%d]%b}\n' % (head, len(table), copies_at, copies_at + copies, digest)
+        line = sealed(line) if seal else line
         copies_at = _aligned(len(line) + len(table))
     text = line + table
     if len(text) > LINE_LIMIT:
@@ -201,10 +206,6 @@ def _json(line: bytes, where: str) -> dict[str, Any]:
         raise FormatError(f"{where}: the first line is no JSON: {problem}") from problem
     assert isinstance(head, dict), "a line that begins with { is an object"
     return head
-
-
-def _line(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
 
 
 def _aligned(length: int) -> int:

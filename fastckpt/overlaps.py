@@ -25,18 +25,25 @@ def sharing(blobs: Sequence[Blob]) -> list[tuple[int, int]]:
 
 def _close_pairs(blobs: Sequence[Blob]) -> Iterator[tuple[int, int]]:
     """Give pairs of tensors, each in order, where one begins before the other ends."""
-    spans = sorted((b.memory.device, *_span(b), at) for at, b in enumerate(blobs) if b.memory is not None)
+    spans = sorted([(b.memory.device, *_span(b), at) for at, b in enumerate(blobs) if b.memory is not None])
     reaching: list[tuple[str, int, int]] = []  # device, end and number of the spans that may still be overlapped
+    furthest = ("", 0)  # device and end
     for device, low, high, at in spans:
-        reaching = [span for span in reaching if span[0] == device and span[1] > low]
+        if furthest[0] != device or furthest[1] <= low:  # for nearly all: nothing reaches so far
+            reaching, furthest = [(device, high, at)], (device, high)
+            continue
+        reaching = [span for span in reaching if span[1] > low]
         yield from ((min(n, at), max(n, at)) for _, _, n in reaching)
         reaching.append((device, high, at))
+        furthest = device, max(high, furthest[1])
 
 
 def _span(blob: Blob) -> tuple[int, int]:
     """Lowest address, and the one behind the highest."""
     assert blob.memory is not None
     low = blob.memory.address
+    if blob.memory.strides is None:
+        return low, low + blob.nbytes
     high = low + blob.dtype.itemsize
     for stride, n in zip(blob.memory.strides, blob.shape, strict=True):
         if stride < 0:

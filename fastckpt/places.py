@@ -52,6 +52,8 @@ def _number(value: int) -> str:
 
 
 def _word(part: Any) -> str:
+    if type(part) is str and part.isascii():  # as nearly all are
+        return part
     if isinstance(part, Enum):
         return part._name_
     if type(part) is Step:

@@ -13,7 +13,7 @@ from fastckpt import meta as meta_file
 from fastckpt.blobs import GATHER
 from fastckpt.codec import Blob, Codec, described
 from fastckpt.layout import DONE, folders_for
-from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker
+from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker, json_text
 from fastckpt.meta import Meta
 from fastckpt.overlaps import sharing
 from fastckpt.tree import Leaf
@@ -70,14 +70,14 @@ class WritePlan:
     ----------
     items : tuple of WriteItem
         The tensors.
-    record : tuple of JSON
-        The nested object; empty for a flat one.
+    record : bytes or None
+        The nested object, as JSON; None for a flat one.
     index : bool
         The marker gets copies of metas and small blobs.
     """
 
     items: tuple[WriteItem, ...]
-    record: tuple[Any, ...]
+    record: bytes | None
     index: bool
 
     @classmethod
@@ -115,7 +115,7 @@ class WritePlan:
             )
             for at, folder in enumerate(folders)
         )
-        plan = cls(items, () if flat else (record,), index or not flat)
+        plan = cls(items, None if flat else json_text(record), index or not flat)
         if _is_perhaps_too_long(plan):
             plan.marker({})  # what cannot be said is refused now
         return plan
@@ -133,7 +133,7 @@ class WritePlan:
         """Give the text of the marker, for what the metas say, by folder; those that are missing have no digest."""
         if not self.index:
             return b""
-        return format_marker(_index_of(self.items, texts), *self.record, seal=seal)
+        return format_marker(_index_of(self.items, texts), self.record, seal=seal)
 
     def small_blobs(self) -> Iterator[bytes]:
         """Give the copies that follow the marker's text, each padded to ALIGN, many at a time."""
@@ -198,10 +198,15 @@ def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequ
 
 def _is_perhaps_too_long(plan: WritePlan) -> bool:
     """Tell whether the marker may be longer than a line can be, without making all of its text."""
-    texts = sum(len(item.folder) + len(item.meta.name or "") + len(item.meta.same_as or "") for item in plan.items)
-    numbers = sum(len(item.meta.shape) for item in plan.items)
+    if not plan.index:
+        return False
+    texts = numbers = 0
+    for item in plan.items:
+        meta = item.meta
+        texts += len(item.folder) + len(meta.name or "") + len(meta.same_as or "")
+        numbers += len(meta.shape)
     most = _ESCAPED * texts + _NUMBER * numbers + _ROW * len(plan.items) + 2 * _CONTAINER_LIMIT
-    return plan.index and most + len(json.dumps(plan.record)) > LINE_LIMIT
+    return most + len(plan.record or b"") > LINE_LIMIT
 
 
 def _is_copied(item: WriteItem) -> bool:

@@ -41,8 +41,10 @@ class TorchCodec:
         address = obj.data_ptr() if obj.numel() else 0
         if not address:  # some devices tell no address: such tensors are never taken for one another
             return Blob(dtype, shape, None)
-        step = dtype.itemsize
-        strides = tuple([s * step if n > 1 else 0 for s, n in zip(obj.stride(), shape, strict=True)])
+        strides = None
+        if not obj.is_contiguous():
+            step = dtype.itemsize
+            strides = tuple([s * step if n > 1 else 0 for s, n in zip(obj.stride(), shape, strict=True)])
         lazy = "conj" * obj.is_conj() + "neg" * obj.is_neg()
         return Blob(dtype, shape, Memory("cpu" if obj.is_cpu else str(obj.device), address, strides, lazy))
 
