@@ -15,6 +15,8 @@
 
 #include "cursor.h"
 
+enum { FC_COPY_ALIGN = 64 }; /* bytes: copies begin at multiples of it */
+
 struct fc_row {
     const char *folder; /* both texts are ASCII, in the table's room, terminated by NUL */
     size_t folder_length;

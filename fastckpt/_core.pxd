@@ -181,6 +181,8 @@ cdef extern from "canon.h" nogil:
 
 
 cdef extern from "table.h" nogil:
+    int64_t FC_COPY_ALIGN
+
     struct fc_row:
         const char *folder
         size_t folder_length

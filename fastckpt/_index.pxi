@@ -67,7 +67,7 @@ def parse_table(bytes table not None, type kind not None, dict types not None):
         metas[folder] = meta
         sizes[folder] = row.nbytes
         if row.copy_at >= 0:
-            if <uint64_t>row.copy_at < free or row.copy_at % 64:
+            if <uint64_t>row.copy_at < free or row.copy_at % FC_COPY_ALIGN:
                 return None
             free = <uint64_t>row.copy_at + <uint64_t>row.nbytes
             copies[folder] = row.copy_at

@@ -85,7 +85,7 @@ cdef bytes _read_text(int file, size_t size, int64_t most_tensors, size_t most_b
     if head.size != <int64_t>size or head.count > head.table_length or head.count > most_tensors:
         return None
     length = head.length + <size_t>head.table_length
-    if length > most_bytes or head.copies_at % 64:
+    if length > most_bytes or head.copies_at % FC_COPY_ALIGN:
         return None
     if length > <size_t>PyBytes_GET_SIZE(text):
         text = _longer(file, text, length)
@@ -138,7 +138,7 @@ cdef bint _take_rows(
             if not tied:
                 large.add(key, &row)
             continue
-        if tied or row.copy_at % 64 or row.copy_at > head.size - head.copies_at:
+        if tied or row.copy_at % FC_COPY_ALIGN or row.copy_at > head.size - head.copies_at:
             return False
         if head.copies_at + row.copy_at < free:
             return False

@@ -57,8 +57,7 @@ class Limits:
     def __init__(self) -> None:
         self._depths: dict[tuple[str, int], tuple[int, int]] = {}  # by operation and size
         self._buffers: list[memoryview] = []
-        self._floor: Any = None
-        self._save_floor: Any = None
+        self._built: dict[str, Any] = {}  # by file of C
 
     def direct_write(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Write a new file around the page cache, and make it durable."""
@@ -68,9 +67,7 @@ class Limits:
         """Make the folders and files of a snapshot once more in C, durably, from unaligned memory that holds all of
         it; afterwards they are emptied, and keep their names."""
         target = Path(tempfile.mkdtemp(prefix="files-", dir=path.parent))
-        if self._save_floor is None:
-            self._save_floor = _built("save_floor.c", path.parent / "save_floor.so")
-        floor = self._save_floor
+        floor = self._library("save_floor", path.parent)
         try:
             size = floor.save_like(os.fsencode(path))
             source = _plain_memory(max(1, size))
@@ -140,13 +137,17 @@ class Limits:
         return self._at_floor(path, nbytes, len(os.sched_getaffinity(0)), SMALL)
 
     def _at_floor(self, path: Path, nbytes: int, threads: int, most: int) -> dict[str, Any]:
-        if self._floor is None:
-            self._floor = _built("floor.c", path.parent / "floor.so")
-        found, files = measured(lambda: self._floor.floor_read(os.fsencode(path), threads, most))
-        self._floor.floor_forget()
+        floor = self._library("floor", path.parent)
+        found, files = measured(lambda: floor.floor_read(os.fsencode(path), threads, most))
+        floor.floor_forget()
         if files % 2 or not files:
             raise RuntimeError(f"{files} files could be read: two a tensor were expected")
         return {**found, "bytes": nbytes, "depth": f"{threads} threads, {files:,} files"}
+
+    def _library(self, name: str, folder: Path) -> Any:
+        if name not in self._built:
+            self._built[name] = _built(f"{name}.c", folder / f"{name}.so")
+        return self._built[name]
 
     def pinned(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
         """Copy pinned memory to a GPU."""
