@@ -22,8 +22,8 @@ LAYERS = (
     (
         *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
         *("bench.running", "bench.results", "bench.room", "bench.children", "bench.machine"),
-        *("bench.worker", "bench.rivals", "bench.states", "bench.training", "bench.limits", "bench.measuring"),
-        *("bench.workloads", "bench.catalogue", "bench"),
+        *("bench.worker", "bench.rivals", "bench.states", "bench.training", "bench.limits", "bench.floors"),
+        *("bench.measuring", "bench.workloads", "bench.catalogue", "bench"),
     ),
     ("rendering", "documents", "nodetext"),
     ("torch", "torch.tensors", "torch.pinned"),
@@ -67,7 +67,8 @@ PURE |= {*LAYERS[-3], *LAYERS[-4]}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}
 DISK_TRIALS = {"trials"}  # `fastckpt doctor` tries in a folder what it can do; test_doctor.py: nothing stays behind
-BENCH_WRITERS = {f"bench.{name}" for name in ("command", "plots", "room", "limits", "rivals", "children", "measuring")}
+BENCH_WRITERS = {f"bench.{name}" for name in ("command", "plots", "room", "limits", "floors", "rivals", "children")}
+BENCH_WRITERS |= {"bench.measuring"}
 OS_CHANGES = {
     *("rename", "renames", "replace", "unlink", "remove", "rmdir", "removedirs", "mkdir", "makedirs", "mkfifo"),
     *("mknod", "link", "symlink", "truncate", "ftruncate"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import mmap
 import os
@@ -126,7 +127,7 @@ def test_the_document_has_all_fields(document: dict[str, Any]) -> None:
         assert "error" not in found["gpt2", op, "fastckpt"]
     assert found["gpt2", "save_durable", "torch"]["runs"][0]["resident_after"] > 0.9
     assert {"bytes", "depth"} <= set(found["gpt2", "into", "limit"]["runs"][0])
-    for op, side in (("save", LIMIT), ("save_durable", LIMIT), ("save_durable", KEPT), ("cold", LIMIT), ("cold", KEPT)):
+    for op, side in itertools.product(("save", "save_durable", "cold"), (LIMIT, KEPT)):
         assert [run["bytes"] for run in found["gpt2", op, side]["runs"]], (op, side)
     assert found["gpt2", "load", "fastckpt"]["runs"][0]["resident_before"] > 0.99
 
@@ -547,27 +548,28 @@ def test_the_floor_maps_what_a_load_maps(tmp_path: Path) -> None:
     assert maps_of(tmp_path / "s") == 0
 
 
-def test_the_floor_of_a_save_makes_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["files", "cached_files"])
+def test_the_floor_of_a_save_makes_the_same_files(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
     room, path = tmp_path / "room", tmp_path / "room" / "s"
     room.mkdir()
     sizes = (0, 1, 4096, 1 << 20, (1 << 20) + 1, (2 << 20) + 4096, (5 << 20) + 7)
     fastckpt.save({f"t{size}": torch.ones(size, dtype=torch.uint8) for size in sizes}, path)
-    limits, emptied = Limits(), dict[str, int]()
+    make, emptied = getattr(Limits(), kind), dict[str, int]()
     monkeypatch.setattr(os, "truncate", lambda file, _: emptied.update({str(file): file.stat().st_size}))
-    found = limits.files(path, 100)
+    found = make(path, 100)
     (made,) = room.glob("files-*")
     assert (found["bytes"], found["depth"]) == (100, f"{2 * len(sizes)} files")
     wanted = {str(made / file.relative_to(path)): file.stat().st_size for file in path.rglob("*/*")}
     assert emptied == wanted
     monkeypatch.undo()
-    limits.files(path, 100)
+    make(path, 100)
     (other,) = {*room.glob("files-*")} - {made}
     assert [file.stat().st_size for file in other.rglob("*/*")] == [0] * 2 * len(sizes)
     (path / "t1" / "out").unlink()
     with pytest.raises(RuntimeError, match="12 files could be written"):
-        limits.files(path, 100)
+        make(path, 100)
 
 
 def test_the_floor_says_that_it_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

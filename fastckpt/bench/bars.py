@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastckpt.bench.catalogue import KEEPING, KEPT, LIMIT
+from fastckpt.bench.catalogue import KEPT, LIMIT
 
 __all__ = ["ABSENT", "Row", "rows"]
 
@@ -112,8 +112,8 @@ class _Found:
         return side, ratio
 
     def barely(self, workload: str, op: str, side: str) -> float | None:
-        """Say how many times as fast as a side the bare work was."""
-        return self.faster(workload, op, side, KEPT if op in KEEPING else LIMIT)
+        """Say how many times as fast as a side the bare work was; the limit, where an earlier run has no more."""
+        return self.faster(workload, op, side, KEPT if self.runs(workload, op, KEPT) else LIMIT)
 
     def of_limit(self, workload: str, op: str, side: str = _OURS) -> float | None:
         """Say which part of the limit's rate a side reached."""

@@ -27,9 +27,9 @@ LIMITS = {
 }
 
 
-#: Operations that have a limit KEPT too: our folders and files made in C; and the device's with memory for all of it,
-#: where that uses the same few buffers again and again, but for many small files.
-KEEPING = {"save_durable": "files", "cold": "direct_read_kept"}
+#: Operations that have a limit KEPT too: our folders and files made in C, durably or not; and the device's with memory
+#: for all of it, where that uses the same few buffers again and again, but for many small files.
+KEEPING = {"save_durable": "files", "save": "cached_files", "cold": "direct_read_kept"}
 
 
 @dataclass(frozen=True)

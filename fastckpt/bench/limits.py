@@ -8,12 +8,8 @@ like a tensor's.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastckpt.bench.floors import PRIVATE, Floors, plain_memory
 from fastckpt.bench.measuring import measured, touch_memory
 from fastckpt.marker import SMALL
 from fastckpt.memory import available
@@ -40,11 +37,6 @@ _OPENERS = 16  # threads that open small files
 _ALL = 1 << 62  # bytes: no file has more
 _ALIGNMENT = 4096
 _HUGE = 2 * _MIB  # a huge page
-_FUNCTIONS: dict[str, dict[str, list[Any]]] = {  # of C, which take this and give a size or a number of files
-    "floor.c": {"floor_read": [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]},
-    "save_floor.c": {"save_like": [ctypes.c_char_p], "save_write": [ctypes.c_char_p, ctypes.c_void_p]},
-}
-_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
 _Place: TypeAlias = Callable[[int, int], memoryview]  # where a thread has the bytes at an offset
 _Memory: TypeAlias = Callable[[int], _Place]
 _Move: TypeAlias = Callable[[int, tuple[int, int], _Place], dict[str, Any]]  # size, depth, place
@@ -57,30 +49,19 @@ class Limits:
     def __init__(self) -> None:
         self._depths: dict[tuple[str, int], tuple[int, int]] = {}  # by operation and size
         self._buffers: list[memoryview] = []
-        self._built: dict[str, Any] = {}  # by file of C
+        self._floors = Floors()
 
     def direct_write(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Write a new file around the page cache, and make it durable."""
         return self._at_best_depth("direct_write", nbytes, partial(self._write, path))
 
     def files(self, path: Path, nbytes: int) -> dict[str, Any]:
-        """Make the folders and files of a snapshot once more in C, durably, from unaligned memory that holds all of
-        it; afterwards they are emptied, and keep their names."""
-        target = Path(tempfile.mkdtemp(prefix="files-", dir=path.parent))
-        floor = self._library("save_floor", path.parent)
-        try:
-            size = floor.save_like(os.fsencode(path))
-            source = _plain_memory(max(1, size))
-            touch_memory(nbytes * 5 // 4)  # as much as a save has at hand
-            found, files = measured(lambda: floor.save_write(os.fsencode(target), source.ctypes.data))
-        finally:
-            floor.save_forget()
-        made = [*target.glob("*/*")]
-        for file in made:
-            os.truncate(file, 0)
-        if not files == len(made) == len([*path.glob("*/*")]):
-            raise RuntimeError(f"{files} files could be written: two a tensor were expected")
-        return {**found, "bytes": nbytes, "depth": f"{files:,} files"}
+        """Make the folders and files of a snapshot once more in C, durably."""
+        return self._floors.made(path, nbytes, durable=True)
+
+    def cached_files(self, path: Path, nbytes: int) -> dict[str, Any]:
+        """The same through the page cache, a thread to a file, in as many as there are processors, without a sync."""
+        return self._floors.made(path, nbytes, durable=False)
 
     def direct_read(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Read a file around the page cache; the first time it is written before."""
@@ -117,7 +98,7 @@ class Limits:
     def memcpy(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
         """Copy memory to memory, all of it touched before."""
         size = min(nbytes, available() // _SHARE)  # as much as others move: pages far apart are slower
-        source, target = _plain_memory(size), _plain_memory(size)
+        source, target = plain_memory(size), plain_memory(size)
         threads = len(os.sched_getaffinity(0))
         step = max(1, -(-size // threads))
 
@@ -130,24 +111,11 @@ class Limits:
 
     def floor(self, path: Path, nbytes: int) -> dict[str, Any]:
         """Open and read both files of every tensor of a snapshot, in threads of C, and nothing else."""
-        return self._at_floor(path, nbytes, _OPENERS, _ALL)
+        return self._floors.opened(path, nbytes, _OPENERS, _ALL)
 
     def opens(self, path: Path, nbytes: int) -> dict[str, Any]:
         """The same in as many threads as there are processors; what is larger than a load reads at once is mapped."""
-        return self._at_floor(path, nbytes, len(os.sched_getaffinity(0)), SMALL)
-
-    def _at_floor(self, path: Path, nbytes: int, threads: int, most: int) -> dict[str, Any]:
-        floor = self._library("floor", path.parent)
-        found, files = measured(lambda: floor.floor_read(os.fsencode(path), threads, most))
-        floor.floor_forget()
-        if files % 2 or not files:
-            raise RuntimeError(f"{files} files could be read: two a tensor were expected")
-        return {**found, "bytes": nbytes, "depth": f"{threads} threads, {files:,} files"}
-
-    def _library(self, name: str, folder: Path) -> Any:
-        if name not in self._built:
-            self._built[name] = _built(f"{name}.c", folder / f"{name}.so")
-        return self._built[name]
+        return self._floors.opened(path, nbytes, len(os.sched_getaffinity(0)), SMALL)
 
     def pinned(self, path: Path, nbytes: int) -> dict[str, Any]:  # noqa: ARG002
         """Copy pinned memory to a GPU."""
@@ -230,16 +198,9 @@ def _whole(nbytes: int) -> int:
     return max(_ALIGNMENT, nbytes // _ALIGNMENT * _ALIGNMENT)
 
 
-def _plain_memory(size: int) -> Any:
-    """Give touched memory of ordinary pages, as torch's allocator does; numpy's own would ask for huge ones."""
-    memory = np.frombuffer(mmap.mmap(-1, size, flags=_PRIVATE), np.uint8)
-    memory[:] = 1
-    return memory
-
-
 def _huge_pages(size: int) -> memoryview:
     """Give touched memory in huge pages where there are any: devices move data between them twice as fast."""
-    mapped = mmap.mmap(-1, size + _HUGE, flags=_PRIVATE)
+    mapped = mmap.mmap(-1, size + _HUGE, flags=PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(mapped, np.uint8)
@@ -280,18 +241,3 @@ def _sharing(threads: int, jobs: Iterable[int]) -> Iterator[Callable[[Callable[[
             list(pool.map(loop, range(threads)))
 
         yield shared
-
-
-def _built(source: str, library: Path) -> Any:
-    """Build a file of C that lies beside this one."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        raise RuntimeError("needs a C compiler (cc, or what CC names)")
-    code = Path(__file__).with_name(source)
-    command = [compiler, "-O2", "-shared", "-fPIC", "-pthread", "-o", str(library), str(code)]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603
-    floor = ctypes.CDLL(str(library))
-    for name, types in _FUNCTIONS[source].items():
-        function = getattr(floor, name)
-        function.argtypes, function.restype = types, ctypes.c_size_t
-    return floor

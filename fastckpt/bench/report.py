@@ -29,10 +29,11 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
   of it. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads
   the same in as many threads as processors, files of more than 16 KiB being mapped. For saves without sync it is files
   of 16 MiB, written in as many threads.
-- **the same folders and files, in C**: as many as a snapshot of ours has, each of as many bytes, which 12 threads copy
-  to where O_DIRECT can write from, and one sync of all; no digests, no checks, no interpreter.
-- **bare work**, of a promise: what such a limit reaches in the same rounds: for durable saves the same folders and
-  files in C, for cold loads the device with memory for all of it. It is what the machine gives in this layout.
+- **the same folders and files, in C**: as many as a snapshot of ours has, each of as many bytes: for durable saves 12
+  threads copy them to where O_DIRECT can write from, and one syncs all; for others as many threads as processors write
+  them through the page cache. No digests, no checks, no interpreter.
+- **bare work**, of a promise: what such a limit reaches in the same rounds: for saves the same folders and files in C,
+  for cold loads the device with memory for all of it. It is what the machine gives in this layout.
 - **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
   the save; **training kept** is the part of its undisturbed rate that it kept during the save, **training lost** the
   seconds that it did not get. The time is the save's, with the training beside it."""

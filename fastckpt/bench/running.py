@@ -27,7 +27,7 @@ Watch = Callable[[str], None]
 
 _COLD = ("cold", "gpu_cold", "one", "rows")
 _GPU = ("gpu", "gpu_cold")
-_OF_OURS = ("floor", "opens", "files")  # limits that are measured at a snapshot of ours
+_OF_OURS = ("floor", "opens", "files", "cached_files")  # limits that are measured at a snapshot of ours
 _WARM = 0.999  # of the bytes in the page cache
 _PER_TENSOR = 16384  # bytes that a tensor may take beyond its own: blocks of small files, folders
 _PER_NAME = 512  # the same, where all are in one file

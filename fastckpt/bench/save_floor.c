@@ -1,13 +1,15 @@
 /*
- * The floor under a durable save: the folders and files of a snapshot made once more, each of as many bytes, by threads
- * that copy them to where O_DIRECT can write from, and one sync of all; and nothing else. The benchmark builds it where
- * there is a C compiler; the library does not contain it.
+ * The floor under a save: the folders and files of a snapshot made once more, each of as many bytes, and nothing else.
+ * A durable one copies them to where O_DIRECT can write from, in THREADS, and syncs all of it once; the other writes them
+ * through the page cache. The benchmark builds it where there is a C compiler; the library does not contain it.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,10 +20,12 @@
 
 enum {
     THREADS = 12,
+    MOST_THREADS = 64,
     BLOCK = 4096,
     LARGE = 1 << 20,
     PIECE = 2 << 20,
     HUGE = 2 << 20,
+    CACHED_PIECE = 4 << 20,
     SHIFT = 64,
     LONGEST = NAME_MAX + 8
 };
@@ -44,6 +48,8 @@ static struct {
     struct tensor *tensors;
     struct job *jobs;
     size_t count, jobs_count;
+    size_t piece;   /* bytes of a job of a large tensor */
+    size_t threads; /* that write through the page cache; 0: all is durable */
     int dirfd;
     char *rooms;
     atomic_size_t next, room, files;
@@ -71,8 +77,8 @@ static int opened(struct tensor *tensor)
 {
     pthread_mutex_lock(&tensor->lock);
     if (tensor->fd < 0 && mkdirat(save.dirfd, tensor->name, 0700) == 0) {
-        tensor->fd = create(tensor->name, "out", O_DIRECT);
-        if (tensor->fd >= 0 && fallocate(tensor->fd, 0, 0, (off_t)tensor->out) < 0)
+        tensor->fd = create(tensor->name, "out", save.threads ? 0 : O_DIRECT);
+        if (tensor->fd >= 0 && !save.threads && fallocate(tensor->fd, 0, 0, (off_t)tensor->out) < 0)
             tensor->fd = -1;
     }
     pthread_mutex_unlock(&tensor->lock);
@@ -90,19 +96,31 @@ static void finish(struct tensor *tensor)
     write_whole(tensor->name, "meta", tensor->data, tensor->meta);
 }
 
+static bool write_body(int fd, const char *data, size_t size, size_t at, char *room)
+{
+    size_t done = 0, step;
+    if (!save.threads)
+        return pwrite(fd, memcpy(room, data, size), size, (off_t)at) == (ssize_t)size;
+    for (; done < size; done += step) {
+        step = size - done < CACHED_PIECE ? size - done : CACHED_PIECE;
+        if (pwrite(fd, data + done, step, (off_t)(at + done)) != (ssize_t)step)
+            return false;
+    }
+    return true;
+}
+
 static void write_piece(struct tensor *tensor, size_t at, char *room)
 {
-    size_t length = tensor->out - at < PIECE ? tensor->out - at : PIECE, body = length / BLOCK * BLOCK;
+    size_t length = tensor->out - at < save.piece ? tensor->out - at : save.piece, body = length / BLOCK * BLOCK;
     int fd = opened(tensor);
-    memcpy(room, tensor->data + at, body);
-    if (fd >= 0 && pwrite(fd, room, body, (off_t)at) == (ssize_t)body &&
+    if (fd >= 0 && write_body(fd, tensor->data + at, body, at, room) &&
         atomic_fetch_sub(&tensor->left, length) == length)
         finish(tensor);
 }
 
 static void *work(void *context)
 {
-    char *room = save.rooms + atomic_fetch_add(&save.room, 1) * PIECE;
+    char *room = save.threads ? NULL : save.rooms + atomic_fetch_add(&save.room, 1) * PIECE;
     size_t at;
     while ((at = atomic_fetch_add(&save.next, 1)) < save.jobs_count) {
         struct tensor *tensor = save.jobs[at].tensor;
@@ -133,7 +151,7 @@ static int list_jobs(size_t pieces)
     if (!save.jobs)
         return -1;
     for (size_t which = 0, piece = 0; which < large; which++)
-        for (size_t at = 0; at < save.tensors[which].out; at += PIECE, piece++) {
+        for (size_t at = 0; at < save.tensors[which].out; at += save.piece, piece++) {
             save.jobs[save.jobs_count++] = (struct job){&save.tensors[which], at};
             for (; done < small && done * 3 * pieces <= piece * 4 * small; done++)
                 save.jobs[save.jobs_count++] = (struct job){&save.tensors[large + done], 0};
@@ -159,8 +177,11 @@ static void add(int dirfd, const char *name)
     memcpy(tensors[save.count++].name, name, strlen(name) + 1);
 }
 
-/* Takes the sizes of a snapshot's files; returns how many bytes `save_write` wants to read, 0 where there are none. */
-size_t save_like(const char *snapshot)
+/*
+ * Takes the sizes of a snapshot's files; `threads` is 0 for what shall be durable. Returns how many bytes `save_write` wants
+ * to read, 0 where there are none.
+ */
+size_t save_like(const char *snapshot, size_t threads)
 {
     size_t pieces = 0, bytes = 0;
     struct dirent *entry;
@@ -171,12 +192,14 @@ size_t save_like(const char *snapshot)
         if (entry->d_name[0] != '.' && entry->d_type == DT_DIR)
             add(dirfd(dir), entry->d_name);
     closedir(dir);
+    save.threads = threads < MOST_THREADS ? threads : MOST_THREADS;
+    save.piece = threads ? SSIZE_MAX : PIECE; /* the page cache lets no two write to one file at a time */
     qsort(save.tensors, save.count, sizeof(*save.tensors), larger_first);
     for (size_t at = 0; at < save.count; at++) {
         struct tensor *tensor = &save.tensors[at];
         pthread_mutex_init(&tensor->lock, NULL);
         atomic_init(&tensor->left, tensor->out);
-        pieces += tensor->out > LARGE ? (tensor->out + PIECE - 1) / PIECE : 0;
+        pieces += tensor->out > LARGE ? (tensor->out - 1) / save.piece + 1 : 0;
         bytes += (tensor->out + tensor->meta) / BLOCK * BLOCK + 2 * BLOCK;
     }
     return list_jobs(pieces) < 0 ? 0 : bytes;
@@ -185,8 +208,8 @@ size_t save_like(const char *snapshot)
 /* Returns how many files were made: two for each tensor, or something failed. Folder `target` is there, and empty. */
 size_t save_write(const char *target, const char *memory)
 {
-    pthread_t ids[THREADS];
-    size_t started = 0, size = (size_t)THREADS * PIECE + HUGE;
+    pthread_t ids[MOST_THREADS];
+    size_t started = 0, threads = save.threads ? save.threads : THREADS, size = (size_t)THREADS * PIECE + HUGE;
     char *rooms = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     save.dirfd = open(target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (rooms == MAP_FAILED || save.dirfd < 0)
@@ -197,11 +220,11 @@ size_t save_write(const char *target, const char *memory)
         save.tensors[at].data = memory + SHIFT;
         memory += (save.tensors[at].out + save.tensors[at].meta) / BLOCK * BLOCK + 2 * BLOCK;
     }
-    while (started < THREADS && pthread_create(&ids[started], NULL, work, NULL) == 0)
+    while (started < threads && pthread_create(&ids[started], NULL, work, NULL) == 0)
         started++;
     for (size_t at = 0; at < started; at++)
         pthread_join(ids[at], NULL);
-    if (syncfs(save.dirfd) < 0)
+    if (!save.threads && syncfs(save.dirfd) < 0)
         atomic_store(&save.files, 0);
     close(save.dirfd);
     munmap(rooms, size);
