@@ -426,6 +426,21 @@ def test_no_overlap(make: Callable[[torch.Tensor], dict[str, Any]], tmp_path: Pa
     assert overlapping(make(torch.arange(36.0).reshape(6, 6)), tmp_path / "s") == []
 
 
+def test_what_reaches_far_overlaps_also_behind_what_does_not(tmp_path: Path) -> None:
+    base = torch.arange(36.0)
+    (warning,) = overlapping({"all": base, "early": base[2:4], "late": base[20:30]}, tmp_path / "s")
+    assert "1 more pairs" in warning
+
+
+@pytest.mark.parametrize("as_numpy", [False, True])
+def test_views_that_begin_together_and_step_differently_are_not_tied(as_numpy: bool, tmp_path: Path) -> None:
+    base = torch.arange(9.0)
+    saved = {"one": base[:3], "two": base[:6:2], "three": base[::3]}
+    saved = {key: view.numpy() for key, view in saved.items()} if as_numpy else saved
+    assert overlapping(saved, tmp_path / "s")
+    assert same(fastckpt.load(tmp_path / "s", as_="numpy" if as_numpy else "torch"), saved)
+
+
 def test_where_it_is_hard_to_say_the_warning_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastckpt.overlaps._EFFORT", 1)
     base = torch.zeros(7, 11, 13)
