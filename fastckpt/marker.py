@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from fastckpt.digests import crc32, digest_text
 from fastckpt.errors import CorruptError, FormatError, UnsupportedError
+from fastckpt.metatext import json_text
 from fastckpt.seals import has_intact_seal, refuse_unsealed, sealed
 from fastckpt.texts import found
 
@@ -32,7 +33,6 @@ __all__ = [
     "Marker",
     "format_marker",
     "is_nearly_ours",
-    "json_text",
     "parse_index",
     "parse_marker",
 ]
@@ -86,20 +86,15 @@ class Marker:
     foreign: bool = False
 
 
-def json_text(value: Any) -> bytes:
-    """Give the one spelling of JSON in a marker."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
-
-
-def format_marker(entries: Sequence[IndexEntry], record: bytes | None = None, *, seal: bool = True) -> bytes:
+def format_marker(entries: Sequence[IndexEntry], record: str | None = None, *, seal: bool = True) -> bytes:
     """Give the text before the copies, padded.
 
     Parameters
     ----------
     entries : sequence of IndexEntry
         All tensors.
-    record : bytes, optional
-        The nested object, as `json_text` gives it; None for a flat one.
+    record : str, optional
+        The nested object, as ``metatext.json_text`` says it; None for a flat one.
     seal : bool
         Whether a bit that flips shall be noticed.
 
@@ -110,8 +105,9 @@ def format_marker(entries: Sequence[IndexEntry], record: bytes | None = None, *,
     """
     head = b'%b"version":%d,"count":%d' % (PREFIX, VERSION, len(entries))
     if record is not None:
-        head += b',"object":' + record
-    table = json_text([[e.folder, e.meta.decode("ascii"), e.nbytes, e.copy_at] for e in entries]) + b"\n"
+        head += b',"object":%b' % record.encode("ascii")
+    rows = [[e.folder, e.meta.decode("ascii"), e.nbytes, e.copy_at] for e in entries]
+    table = b"%b\n" % json_text(rows).encode("ascii")
     digest = b',"table":"%b"' % digest_text(crc32(table)).encode("ascii") if seal else b""
     copies = max((e.copy_at + _aligned(e.nbytes) for e in entries if e.copy_at is not None), default=0)
     copies_at, line = 0, b""

@@ -16,7 +16,18 @@ from typing import Any, NamedTuple, NoReturn
 from fastckpt.dtypes import BY_ENUM, BY_NUMBER, DType
 from fastckpt.errors import FormatError
 
-__all__ = ["FIELDS", "INT64_MAX", "MAX_DIMS", "OURS", "Fields", "format_note", "parse_note", "read", "wrong"]
+__all__ = [
+    "FIELDS",
+    "INT64_MAX",
+    "MAX_DIMS",
+    "OURS",
+    "Fields",
+    "format_note",
+    "json_text",
+    "parse_note",
+    "read",
+    "wrong",
+]
 
 INT64_MAX = 2**63 - 1
 MAX_DIMS = 64  # what numpy and torch can hold
@@ -194,7 +205,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+#: Say a value as JSON, as all our lines spell it: those of metas and those of markers.
+json_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
@@ -230,7 +242,7 @@ FIELDS = frozenset({*_KNOWN, "container"})
 def format_note(fields: dict[str, Any]) -> str:
     """Give the line for these fields, without those that are None; "" when none is left."""
     present = {key: value for key, value in fields.items() if value is not None}
-    return f"{_PREFIX}{_encode(present)}\n" if present else ""
+    return f"{_PREFIX}{json_text(present)}\n" if present else ""
 
 
 def parse_note(note: str, where: str) -> dict[str, Any]:

@@ -26,16 +26,16 @@ def sharing(blobs: Sequence[Blob]) -> list[tuple[int, int]]:
 def _close_pairs(blobs: Sequence[Blob]) -> Iterator[tuple[int, int]]:
     """Give pairs of tensors, each in order, where one begins before the other ends."""
     spans = sorted([(b.memory.device, *_span(b), at) for at, b in enumerate(blobs) if b.memory is not None])
-    reaching: list[tuple[str, int, int]] = []  # device, end and number of the spans that may still be overlapped
-    furthest = ("", 0)  # device and end
+    reaching: list[tuple[int, int]] = []  # end and number of the spans of this device that may still be overlapped
+    here, furthest = "", 0
     for device, low, high, at in spans:
-        if furthest[0] != device or furthest[1] <= low:  # for nearly all: nothing reaches so far
-            reaching, furthest = [(device, high, at)], (device, high)
-            continue
-        reaching = [span for span in reaching if span[1] > low]
-        yield from ((min(n, at), max(n, at)) for _, _, n in reaching)
-        reaching.append((device, high, at))
-        furthest = device, max(high, furthest[1])
+        if device != here or furthest <= low:  # for nearly all: nothing reaches so far
+            reaching, here, furthest = [], device, high
+        else:
+            reaching = [span for span in reaching if span[0] > low]
+            yield from ((min(n, at), max(n, at)) for _, n in reaching)
+            furthest = max(furthest, high)
+        reaching.append((high, at))
 
 
 def _span(blob: Blob) -> tuple[int, int]:

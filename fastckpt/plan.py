@@ -13,8 +13,9 @@ from fastckpt import meta as meta_file
 from fastckpt.blobs import GATHER
 from fastckpt.codec import Blob, Codec, described
 from fastckpt.layout import DONE, folders_for
-from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker, json_text
+from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker
 from fastckpt.meta import Meta
+from fastckpt.metatext import json_text
 from fastckpt.overlaps import sharing
 from fastckpt.tree import Leaf
 
@@ -70,14 +71,14 @@ class WritePlan:
     ----------
     items : tuple of WriteItem
         The tensors.
-    record : bytes or None
+    record : str or None
         The nested object, as JSON; None for a flat one.
     index : bool
         The marker gets copies of metas and small blobs.
     """
 
     items: tuple[WriteItem, ...]
-    record: bytes | None
+    record: str | None
     index: bool
 
     @classmethod
@@ -206,7 +207,7 @@ def _is_perhaps_too_long(plan: WritePlan) -> bool:
         texts += len(item.folder) + len(meta.name or "") + len(meta.same_as or "")
         numbers += len(meta.shape)
     most = _ESCAPED * texts + _NUMBER * numbers + _ROW * len(plan.items) + 2 * _CONTAINER_LIMIT
-    return most + len(plan.record or b"") > LINE_LIMIT
+    return most + len(plan.record or "") > LINE_LIMIT
 
 
 def _is_copied(item: WriteItem) -> bool:

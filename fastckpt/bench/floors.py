@@ -51,7 +51,7 @@ class Floors:
         try:
             size = floor.save_like(os.fsencode(path), 0 if durable else len(os.sched_getaffinity(0)))
             source = plain_memory(max(1, size))
-            touch_memory(nbytes * 5 // 4)  # as much as a save has at hand
+            touch_memory(nbytes)  # as much as a save has at hand
             found, files = measured(lambda: floor.save_write(os.fsencode(target), source.ctypes.data))
         finally:
             floor.save_forget()

@@ -82,14 +82,14 @@ def measured(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
 
 
 def touch_memory(nbytes: int) -> None:
-    """Use so much memory, as far as it is to be had, and free it again.
+    """Use a quarter more memory than that, as far as it is to be had, and free it again.
 
     A virtual machine's host may take back what has been free for a second, and gives it again at a tenth of the speed
     of memory: whoever is measured next would pay for what the one before him has freed. Huge pages first, and then
     small ones, which the kernel takes from elsewhere: some for Python's objects, and some for its own, which it makes
     page tables of here.
     """
-    nbytes = min(nbytes, available() // 2)
+    nbytes = min(nbytes * 5 // 4, available() // 2)
     if nbytes >= _PAGE:
         _use(nbytes, _PAGE, "MADV_HUGEPAGE")
         _use(min(_SMALL, nbytes // _PAGE) * _HUGE, _HUGE, "MADV_NOHUGEPAGE")  # each has a page table of its own

@@ -33,7 +33,8 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
   threads copy them to where O_DIRECT can write from, and one syncs all; for others as many threads as processors write
   them through the page cache. No digests, no checks, no interpreter.
 - **bare work**, of a promise: what such a limit reaches in the same rounds: for saves the same folders and files in C,
-  for cold loads the device with memory for all of it. It is what the machine gives in this layout.
+  for cold loads the device with memory for all of it; where a workload was measured without it, the limit itself. It is
+  what the machine gives in this layout.
 - **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
   the save; **training kept** is the part of its undisturbed rate that it kept during the save, **training lost** the
   seconds that it did not get. The time is the save's, with the training beside it."""

@@ -108,7 +108,7 @@ class _Worker:
 
     def warm(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
         """Bring a snapshot into the page cache as its own users do: by loading it, and loading it again."""
-        touch_memory(workload.nbytes * 5 // 4)  # in large pieces, as it is found after this
+        touch_memory(workload.nbytes)  # in large pieces, as it is found after this
         for _ in range(2):
             _touched(self._states.flat(self._side.load(path)))
         return {}
@@ -176,7 +176,7 @@ class _Limits:
 
 def _timed(workload: Workload, work: Callable[[], Any]) -> tuple[Answer, Any]:
     """Measure it with as much memory at hand as a save, a page cache or a load can want."""
-    touch_memory(workload.nbytes * 5 // 4)
+    touch_memory(workload.nbytes)
     return measured(work)
 
 
