@@ -21,7 +21,7 @@ LAYERS = (
     ("cli", "cli_checking", "cli_doctor", "software"),
     (
         *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
-        *("bench.running", "bench.results", "bench.room", "bench.children", "bench.machine"),
+        *("bench.verdict", "bench.running", "bench.results", "bench.room", "bench.children", "bench.machine"),
         *("bench.worker", "bench.rivals", "bench.states", "bench.training", "bench.limits", "bench.floors"),
         *("bench.measuring", "bench.workloads", "bench.catalogue", "bench"),
     ),
@@ -62,7 +62,7 @@ EDGES = {
 } | BENCH_EDGES
 OPTIONAL = {"torch", "click", "rich", "matplotlib", "safetensors", "tensordict", "fastsafetensors"}
 PURE = {"plan", "overlaps", "marker", "entries", "blobs", "lanes", "slicing", "layout", "metatext", "dtypes", "errors"}
-PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "results", "workloads")}
+PURE |= {f"bench.{name}" for name in ("bars", "catalogue", "figures", "report", "results", "verdict", "workloads")}
 PURE |= {*LAYERS[-3], *LAYERS[-4]}
 LOADS_BY_NAME = {"codec", "arrays", "bench.machine"}  # reaches others through importlib, when a program asks for them
 DISK_WRITERS = {"commit", "staging"}

@@ -32,7 +32,7 @@ from pages import maps_of
 
 import fastckpt
 from fastckpt.bench import machine, measuring, plots, rivals, training, worker
-from fastckpt.bench.bars import Row, rows
+from fastckpt.bench.bars import rows
 from fastckpt.bench.catalogue import KEPT, LIMIT, RIVALS, takes_part
 from fastckpt.bench.children import Child
 from fastckpt.bench.command import _chosen
@@ -44,6 +44,7 @@ from fastckpt.bench.results import joined, obstacle
 from fastckpt.bench.room import Room
 from fastckpt.bench.running import Options, run, turns
 from fastckpt.bench.table import print_document
+from fastckpt.bench.verdict import Row
 from fastckpt.bench.workloads import SIZES, find, names_of
 from fastckpt.cli import commands
 
@@ -96,7 +97,7 @@ def test_a_terminal_gets_tables_and_only_what_was_in_the_run(
     assert "What was promised (of the full sizes; this is tiny)" in lines
     assert re.search(r"^fastckpt +[0-9.]+ [mµ]?s +.* 1\.00 ", text, re.MULTILINE)
     assert "not in this run" not in text
-    counts = r"\d+ pass, \d+ short( \(\d+ of them like the bare work\))?, \d+ not measured"
+    counts = r"\d+ pass, \d+ short( \(of them \d+ like the bare work\))?, \d+ not measured"  # one round: no scatter
     assert re.fullmatch(counts, [line for line in lines if line.strip()][-1])
 
 
@@ -340,7 +341,7 @@ def test_what_the_bare_work_reaches_stands_beside_what_was_measured() -> None:
     load = found["load to a dict, warm, GPT-2", "safetensors"]
     assert (load.got, load.bare) == (near(2.0), near(4.0))
     assert found["load to a dict, warm, GPT-2, indexed", "safetensors"].bare is None
-    assert bar_cells(limit)[3:] == ("0.62×", "0.80×", "short")
+    assert bar_cells(limit)[3:] == ("0.62×", "", "0.80×", "", "short")
     assert limit.bound
     assert not load.bound  # the bare work would pass
 
@@ -348,9 +349,43 @@ def test_what_the_bare_work_reaches_stands_beside_what_was_measured() -> None:
 def test_what_falls_short_like_the_bare_work_is_counted() -> None:
     results = [result("gpt2", "cold", side, time) for side, time in ((LIMIT, 1.0), (KEPT, 1.25), ("fastckpt", 1.6))]
     _, words = verdicts({"results": results, "workloads": [{"name": "gpt2", "bytes": 1000}]})
-    assert words.startswith("0 pass, 1 short (1 of them like the bare work), ")
+    assert words.startswith("0 pass, 1 short (of them 1 like the bare work), ")
     _, words = verdicts({"results": results[::2], "workloads": [{"name": "gpt2", "bytes": 1000}]})
     assert words.startswith("0 pass, 1 short, ")
+
+
+@pytest.mark.parametrize(
+    ("many", "between"), [(0, None), (4, None), (5, (1, 5)), (7, (1, 7)), (8, (2, 7)), (15, (4, 12)), (100, (42, 59))]
+)
+def test_the_interval_of_a_median_is_that_of_the_sign_test(many: int, between: tuple[int, int] | None) -> None:
+    """Its tables give the rank below which a median is with 5 % at most: none of 4, 1 of 5 to 7, 2 of 8, 4 of 15."""
+    rounds = np.random.default_rng(0).permutation(many) + 1.0
+    assert Row("", "", 0.0, tuple(rounds)).between == between
+
+
+def test_a_verdict_that_another_run_may_change_says_so() -> None:
+    rounds = (0.7, 0.8, 0.84, 0.9, 1.0)
+    short, passed, sure = (Row("", "", need, rounds) for need in (0.85, 0.75, 0.7))
+    assert [(row.verdict, row.close) for row in (short, passed, sure)] == [
+        ("short", True),
+        ("pass", True),
+        ("pass", False),
+    ]
+    assert Row("", "", 0.85, rounds, most=True).close
+    assert not Row("", "", 1.1, rounds).close
+    assert not Row("", "", 1.0, rounds, most=True).close  # the largest is allowed
+    assert not Row("", "", 0.85, rounds[:4]).close  # nothing is known
+    assert bar_cells(short)[3:] == ("0.84×", "0.70 … 1.00", "", "within the scatter", "short")
+    assert short.record()["between"] == (0.7, 1.0)
+
+
+def test_what_falls_short_within_the_scatter_is_counted() -> None:
+    results = [result("gpt2", "cold", LIMIT, *[1.0] * 5), result("gpt2", "cold", "fastckpt", 1.0, 1.2, 1.2, 1.2, 1.2)]
+    _, words = verdicts({"results": results, "workloads": [{"name": "gpt2", "bytes": 1000}]})
+    assert words.startswith("0 pass, 1 short (of them 1 within the scatter), ")
+    results[1] = result("gpt2", "cold", "fastckpt", 1.0, 1.0, 1.0, 1.0, 1.2)
+    _, words = verdicts({"results": results, "workloads": [{"name": "gpt2", "bytes": 1000}]})
+    assert words.startswith("1 pass (of them 1 within the scatter), 0 short, ")
 
 
 def test_more_is_asked_of_a_durable_save_where_the_device_allows_it() -> None:

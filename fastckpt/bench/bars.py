@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastckpt.bench.catalogue import KEPT, LIMIT
+from fastckpt.bench.verdict import Row
 
-__all__ = ["ABSENT", "Row", "rows"]
+__all__ = ["ABSENT", "rows"]
 
-Result = Mapping[str, Any]
+Rounds = tuple[float, ...]  # one number a round
 
 _OURS = "fastckpt"
 _INDEXED = "fastckpt-index"
@@ -24,52 +24,6 @@ ABSENT = "not in this run"
 _NAMES = {"gpt2": "GPT-2", "llama": "Llama-like", "adamw": "AdamW"}
 _LARGE = ("gpt2", "llama", "adamw")
 _DEVICE_ALLOWS = 1.3 / 0.85  # how far the fastest rival must be from the limit before 1.3 times as fast can be asked
-
-
-@dataclass(frozen=True)
-class Row:
-    """A promise and what became of it.
-
-    Attributes
-    ----------
-    what, against : str
-        What is promised, and compared with whom.
-    need, got : float or None
-        The bar, and what was measured.
-    most : bool
-        Whether `need` is the most that is allowed instead of the least.
-    unit : str
-        "x" for ratios, "MiB" for memory and bytes.
-    why : str
-        Why nothing was measured.
-    bare : float or None
-        What who does only the bare work reaches in the same rounds: makes the same files, reads as many bytes into
-        memory that holds them all, or opens the same files.
-    """
-
-    what: str
-    against: str
-    need: float
-    got: float | None
-    most: bool = False
-    unit: str = "x"
-    why: str = ""
-    bare: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Give "pass", "short" or "not measured"."""
-        if self.got is None:
-            return "not measured"
-        return "pass" if self._suffices(self.got) else "short"
-
-    @property
-    def bound(self) -> bool:
-        """Tell whether it falls short where the bare work does so as well."""
-        return self.verdict == "short" and self.bare is not None and not self._suffices(self.bare)
-
-    def _suffices(self, reached: float) -> bool:
-        return reached <= self.need if self.most else reached >= self.need
 
 
 class _Found:
@@ -94,8 +48,8 @@ class _Found:
                 return str(error)
         return "nothing to compare with in this run"
 
-    def faster(self, workload: str, op: str, side: str, ours: str = _OURS) -> float | None:
-        """Say how many times as fast as a side fastckpt was."""
+    def faster(self, workload: str, op: str, side: str, ours: str = _OURS) -> Rounds:
+        """Say how many times as fast as a side fastckpt was in each round."""
         return _paired(self.runs(workload, op, side), self.runs(workload, op, ours))
 
     def rivals(self, workload: str, op: str) -> list[str]:
@@ -105,25 +59,23 @@ class _Found:
             if (at, by) == (workload, op) and side not in (_OURS, _INDEXED, LIMIT, KEPT) and self.runs(at, by, side)
         ]
 
-    def fastest(self, workload: str, op: str) -> tuple[str, float | None]:
+    def fastest(self, workload: str, op: str) -> tuple[str, Rounds]:
         """Name the fastest rival, and say how many times as fast as it fastckpt was."""
-        found = [(ratio, side) for side in self.rivals(workload, op) if (ratio := self.faster(workload, op, side))]
-        ratio, side = min(found, default=(None, "the fastest rival"))
-        return side, ratio
+        found = [(side, ratios) for side in self.rivals(workload, op) if (ratios := self.faster(workload, op, side))]
+        return min(found, key=lambda one: statistics.median(one[1]), default=("the fastest rival", ()))
 
     def barely(self, workload: str, op: str, side: str) -> float | None:
         """Say how many times as fast as a side the bare work was; the limit, where an earlier run has no more."""
-        return self.faster(workload, op, side, KEPT if self.runs(workload, op, KEPT) else LIMIT)
+        return _middle(self.faster(workload, op, side, KEPT if self.runs(workload, op, KEPT) else LIMIT))
 
-    def of_limit(self, workload: str, op: str, side: str = _OURS) -> float | None:
-        """Say which part of the limit's rate a side reached."""
+    def of_limit(self, workload: str, op: str, side: str = _OURS) -> Rounds:
+        """Say which part of the limit's rate a side reached in each round."""
         nbytes = self.workloads.get(workload, {}).get("bytes", 0)
         limits = [{"seconds": run["seconds"] / run["bytes"] * nbytes} for run in self.runs(workload, op, LIMIT)]
         return _paired(limits, self.runs(workload, op, side))
 
-    def median(self, workload: str, op: str, field: str, side: str = _OURS) -> float | None:
-        runs = self.runs(workload, op, side)
-        return statistics.median(run[field] for run in runs) if runs else None
+    def every(self, workload: str, op: str, field: str, side: str = _OURS) -> Rounds:
+        return tuple(run[field] for run in self.runs(workload, op, side))
 
 
 def rows(document: Mapping[str, Any]) -> list[Row]:
@@ -143,10 +95,17 @@ def rows(document: Mapping[str, Any]) -> list[Row]:
     return [row for promise in _PROMISES for row in promise(found)]
 
 
-def _paired(theirs: list[Any], ours: list[Any]) -> float | None:
-    """Give the median of the ratios of times, round by round."""
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(theirs, ours, strict=False)]
-    return statistics.median(ratios) if ratios else None
+def _paired(theirs: list[Any], ours: list[Any]) -> Rounds:
+    """Give the ratios of times, round by round."""
+    return tuple(a["seconds"] / b["seconds"] for a, b in zip(theirs, ours, strict=False))
+
+
+def _middle(rounds: Rounds) -> float | None:
+    return statistics.median(rounds) if rounds else None
+
+
+def _inverse(rounds: Rounds) -> Rounds:
+    return tuple(1 / each for each in rounds)
 
 
 def _title(found: _Found, workload: str) -> str:
@@ -156,13 +115,13 @@ def _title(found: _Found, workload: str) -> str:
 def _durable(found: _Found) -> Iterable[Row]:
     for workload in _LARGE:
         what, op = f"durable save, {_title(found, workload)}", "save_durable"
-        side, ratio = found.fastest(workload, op)
-        room = found.of_limit(workload, op, side)
+        side, ratios = found.fastest(workload, op)
+        room = _middle(found.of_limit(workload, op, side))
         need = 1.3 if room is not None and 1 / room >= _DEVICE_ALLOWS else 1.0
         why = found.why(workload, op, _OURS)
         limit, ours = "the direct-write limit", found.of_limit(workload, op)
-        yield Row(what, limit, 0.85, ours, why=why, bare=found.of_limit(workload, op, KEPT))
-        yield Row(what, side, need, ratio, why=why, bare=found.barely(workload, op, side))
+        yield Row(what, limit, 0.85, ours, why=why, bare=_middle(found.of_limit(workload, op, KEPT)))
+        yield Row(what, side, need, ratios, why=why, bare=found.barely(workload, op, side))
         torch, bare = found.faster(workload, op, "torch"), found.barely(workload, op, "torch")
         yield Row(what, "torch.save + fsync", 2.0, torch, why=why, bare=bare)
 
@@ -170,9 +129,9 @@ def _durable(found: _Found) -> Iterable[Row]:
 def _fastest(op: str, words: str, need: float, workloads: Iterable[str]) -> Callable[[_Found], Iterable[Row]]:
     def promise(found: _Found) -> Iterable[Row]:
         for workload in workloads:
-            side, ratio = found.fastest(workload, op)
+            side, ratios = found.fastest(workload, op)
             what, bare = f"{words}, {_title(found, workload)}", found.barely(workload, op, side)
-            yield Row(what, side, need, ratio, why=found.why(workload, op, _OURS), bare=bare)
+            yield Row(what, side, need, ratios, why=found.why(workload, op, _OURS), bare=bare)
 
     return promise
 
@@ -182,10 +141,10 @@ def _against(
 ) -> Callable[[_Found], Iterable[Row]]:
     def promise(found: _Found) -> Iterable[Row]:
         for workload in workloads:
-            ratio = found.faster(workload, op, side, ours)
+            ratios = found.faster(workload, op, side, ours)
             what = f"{words}, {_title(found, workload)}{', indexed' if ours == _INDEXED else ''}"
             bare = found.barely(workload, op, side) if ours == _OURS else None  # an index spares opens
-            yield Row(what, side, need, ratio, why=found.why(workload, op, ours, side), bare=bare)
+            yield Row(what, side, need, ratios, why=found.why(workload, op, ours, side), bare=bare)
 
     return promise
 
@@ -197,10 +156,10 @@ def _of_limit(
 
     def promise(found: _Found) -> Iterable[Row]:
         for workload in workloads:
-            part = found.of_limit(workload, op)
-            got = 1 / part if most and part else part
+            parts = found.of_limit(workload, op)
+            ratios = _inverse(parts) if most else parts
             what, why = f"{words}, {_title(found, workload)}", found.why(workload, op, _OURS)
-            yield Row(what, limit, need, got, most, why=why, bare=found.of_limit(workload, op, KEPT))
+            yield Row(what, limit, need, ratios, most, why=why, bare=_middle(found.of_limit(workload, op, KEPT)))
 
     return promise
 
@@ -208,18 +167,18 @@ def _of_limit(
 def _memory(found: _Found) -> Iterable[Row]:
     for op, words in (("into", "load_into"), ("save_durable", "save"), ("save", "save without sync")):
         for workload in ("gpt2", "llama"):
-            got = found.median(workload, op, "peak")
-            mebibytes = None if got is None else got / _MIB
+            mebibytes = tuple(peak / _MIB for peak in found.every(workload, op, "peak"))
             what = f"{words}, peak memory beyond the object, {_title(found, workload)}"
             yield Row(what, "", 64.0, mebibytes, True, "MiB", found.why(workload, op, _OURS))
 
 
 def _async(found: _Found) -> Iterable[Row]:
+    op = "save_async"
     for workload in ("gpt2", "adamw"):
-        part, dcp = found.of_limit(workload, "save_async"), found.faster(workload, "save_async", "dcp")
-        what, why = f"save_async, time blocked, {_title(found, workload)}", found.why(workload, "save_async", _OURS)
-        yield Row(what, "a prefaulted memcpy", 1.25, 1 / part if part else None, True, why=why)
-        yield Row(what, "dcp async_save", 0.5, 1 / dcp if dcp else None, True, why=why)
+        part, dcp = (_inverse(of) for of in (found.of_limit(workload, op), found.faster(workload, op, "dcp")))
+        what, why = f"{op}, time blocked, {_title(found, workload)}", found.why(workload, op, _OURS)
+        yield Row(what, "a prefaulted memcpy", 1.25, part, True, why=why)
+        yield Row(what, "dcp async_save", 0.5, dcp, True, why=why)
 
 
 def _parts(found: _Found) -> Iterable[Row]:
@@ -228,8 +187,7 @@ def _parts(found: _Found) -> Iterable[Row]:
     for op, words, asked in (("one", "one tensor", largest["bytes"]), ("rows", "1/8 of its rows", eighth)):
         what, why = f"{words} of {_title(found, 'llama')}, cold", found.why("llama", op, _OURS)
         yield Row(what, "safe_open", 1.0, found.faster("llama", op, "safe_open"), why=why)
-        got = found.median("llama", op, "read")
-        beyond = None if got is None else (got - asked) / _MIB
+        beyond = tuple((read - asked) / _MIB for read in found.every("llama", op, "read"))
         yield Row(f"{what}: bytes read beyond those asked for", "", 1.0, beyond, True, "MiB", why)
 
 
@@ -238,8 +196,8 @@ def _growth(found: _Found) -> Iterable[Row]:
     few, many = (1_000, 100_000) if not counts or {1_000, 100_000} <= {*counts} else (min(counts), max(counts))
     for op, words in (("load", "load"), ("save_durable", "durable save")):
         for side, name in ((_OURS, ""), (_INDEXED, ", indexed")):
-            first, last = (found.median(f"count-{count}", op, "seconds", side) for count in (few, many))
-            got = (last / many) / (first / few) if first and last and few < many else None
+            first, last = (_middle(found.every(f"count-{count}", op, "seconds", side)) for count in (few, many))
+            got = ((last / many) / (first / few),) if first and last and few < many else ()
             what = f"{words}{name}: growth of the cost per tensor from {few:,} to {many:,}"
             yield Row(what, "", 1.3, got, True, why=found.why(f"count-{many}", op, side))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def bench(**options: Any) -> None:
                              "calls", "resident_before"?, "resident_after"?,
                              "sum"?, "total"?, "bytes"?, "depth"?,
                              "kept"?, "lost"?}]}],
-      "bars": [{"what", "against", "need", "most", "got", "bare", "unit", "verdict", "why"}]}
+      "bars": [{"what", "against", "need", "most", "got", "between": [least, most],
+                "bare", "unit", "verdict", "why"}]}
     Memory and data are in bytes; "limit" among the rivals is what the device or
     memory can do.
     """
@@ -155,12 +157,10 @@ def _chosen(options: dict[str, Any], old: dict[str, Any] | None) -> Any:
     )
 
 
-def _bars(document: dict[str, Any]) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
+def _bars(document: dict[str, Any]) -> list[Mapping[str, Any]]:
     from fastckpt.bench.bars import rows
 
-    return [{**asdict(row), "verdict": row.verdict} for row in rows(document)]
+    return [row.record() for row in rows(document)]
 
 
 def _draw(document: dict[str, Any], folder: Path) -> None:

@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from fastckpt.bench.bars import Row, rows
+from fastckpt.bench.bars import rows
 from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, RIVALS, SAVES
+from fastckpt.bench.verdict import Row
 
-__all__ = ["HEADINGS", "OPS", "Figure", "bar_cells", "figures", "missing", "prefixed", "verdicts"]
+__all__ = ["BAR_HEADINGS", "HEADINGS", "OPS", "Figure", "bar_cells", "figures", "missing", "prefixed", "verdicts"]
 
 #: What is measured, in words.
 OPS = {
@@ -31,6 +32,7 @@ HEADINGS = (
     *("side", "median", "least … most", "GB/s", "times ours"),
     *("peak MiB", "anon MiB", "read MB", "calls", "cached", "training kept", "training lost"),
 )
+BAR_HEADINGS = ("what", "against", "bar", "measured", "median in", "bare work", "the bar is", "verdict")
 _LIMITS = (LIMIT, KEPT)
 _NOBODY: list[Mapping[str, Any]] = []
 _LIMIT_NAMES = {
@@ -109,22 +111,28 @@ def figures(document: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Figure
 
 
 def bar_cells(row: Row) -> tuple[str, ...]:
-    """Give a promise as texts: what, against whom, the bar, what was measured, what the bare work reaches, the
-    verdict."""
+    """Give a promise as texts, in the order of BAR_HEADINGS."""
     sign = "≤" if row.most else "≥"
     unit = "×" if row.unit == "x" else f" {row.unit}"
     got = row.why if row.got is None else f"{row.got:.2f}{unit}"
+    between = "" if row.between is None else "{:.2f} … {:.2f}".format(*row.between)
     bare = "" if row.bare is None else f"{row.bare:.2f}{unit}"
-    return row.what, row.against, f"{sign} {row.need:g}{unit}", got, bare, row.verdict
+    scatter = "within the scatter" if row.close else ""
+    return row.what, row.against, f"{sign} {row.need:g}{unit}", got, between, bare, scatter, row.verdict
 
 
 def verdicts(document: Mapping[str, Any]) -> tuple[list[Row], str]:
     """Give all promises, and a line that counts them."""
     found = rows(document)
-    counts = {name: sum(row.verdict == name for row in found) for name in ("pass", "short", "not measured")}
-    bound = sum(row.bound for row in found)
-    more = {"short": f" ({bound} of them like the bare work)"} if bound else {}
-    return found, ", ".join(f"{count} {name}{more.get(name, '')}" for name, count in counts.items())
+    return found, ", ".join(_counted(found, name) for name in ("pass", "short", "not measured"))
+
+
+def _counted(found: list[Row], verdict: str) -> str:
+    those = [row for row in found if row.verdict == verdict]
+    bound, close = sum(row.bound for row in those), sum(row.close for row in those)
+    kinds = ((bound, "like the bare work"), (close, "within the scatter"))
+    said = ", ".join(f"{count} {words}" for count, words in kinds if count)
+    return f"{len(those)} {verdict}{f' (of them {said})' if said else ''}"
 
 
 def missing(document: Mapping[str, Any]) -> list[str]:

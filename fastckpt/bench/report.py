@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fastckpt.bench.figures import HEADINGS, OPS, bar_cells, figures, missing, verdicts
+from fastckpt.bench.figures import BAR_HEADINGS, HEADINGS, OPS, bar_cells, figures, missing, verdicts
 
 __all__ = ["markdown"]
 
@@ -35,6 +35,10 @@ above 1 is slower than fastckpt). A first round is not counted. Every save has f
 - **bare work**, of a promise: what such a limit reaches in the same rounds: for saves the same folders and files in C,
   for cold loads the device with memory for all of it; where a workload was measured without it, the limit itself. It is
   what the machine gives in this layout.
+- **median in**, of a promise: the interval that the median of the rounds lies in with at least 90 % certainty, by the
+  sign test: of five rounds from the least to the most, of fifteen from the fourth to the twelfth. It says what the
+  scatter within one run leaves open; from one hour to another the machine differs by more. Where the bar lies in it,
+  another run may come to the other verdict.
 - **beside a thread that trains**: another thread of the process makes small steps of training, before, during and after
   the save; **training kept** is the part of its undisturbed rate that it kept during the save, **training lost** the
   seconds that it did not get. The time is the save's, with the training beside it."""
@@ -81,8 +85,7 @@ def _bars(document: Mapping[str, Any]) -> Iterator[str]:
     size = document["size"]
     of_size = "" if size == "full" else f" The promises are of the full sizes, and this run is {size}."
     yield from ("## What was promised", "", f"{summary}.{of_size}", "")
-    headings = ("what", "against", "bar", "measured", "bare work", "")
-    yield from _table(headings, [_emphasised(bar_cells(row)) for row in rows])
+    yield from _table(BAR_HEADINGS, [_emphasised(bar_cells(row)) for row in rows])
 
 
 def _emphasised(cells: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fastckpt.bench.bars import ABSENT
 from fastckpt.bench.catalogue import KEPT, LIMIT
-from fastckpt.bench.figures import HEADINGS, OPS, bar_cells, figures, missing, verdicts
+from fastckpt.bench.figures import BAR_HEADINGS, HEADINGS, OPS, bar_cells, figures, missing, verdicts
 from fastckpt.rendering import Column, print_table
 
 __all__ = ["print_document", "watched"]
@@ -51,8 +51,7 @@ def _print_bars(document: Mapping[str, Any], terminal: bool, of_size: str) -> No
         Console(highlight=False).print(Text(f"\nWhat was promised{of_size}", style="bold"))
         measured = (row for row, of in zip(cells, rows, strict=True) if of.why != ABSENT or of.got is not None)
         cells = [(*row[1:-1], Text(row[-1], style=_STYLES[row[-1]])) for row in measured]
-    names = ("what", "against", "bar", "measured", "bare work", "verdict")
-    headings = [Column(name, right=name == "bar") for name in names]
+    headings = [Column(name, right=name == "bar") for name in BAR_HEADINGS]
     print_table(headings, cells, summary)
 
 
