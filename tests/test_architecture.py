@@ -22,8 +22,8 @@ LAYERS = (
     (
         *("bench.command", "bench.plots", "bench.table", "bench.report", "bench.figures", "bench.bars"),
         *("bench.verdict", "bench.running", "bench.results", "bench.room", "bench.children", "bench.machine"),
-        *("bench.worker", "bench.rivals", "bench.states", "bench.training", "bench.limits", "bench.floors"),
-        *("bench.measuring", "bench.workloads", "bench.catalogue", "bench"),
+        *("bench.worker", "bench.rivals", "bench.side", "bench.states", "bench.training", "bench.limits"),
+        *("bench.floors", "bench.measuring", "bench.workloads", "bench.catalogue", "bench"),
     ),
     ("rendering", "documents", "nodetext"),
     ("torch", "torch.tensors", "torch.pinned"),
@@ -47,7 +47,7 @@ LAYERS = (
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
 BENCH_EDGES = {
-    f"bench.{name}" for name in ("command", "plots", "table", "worker", "rivals", "states", "training", "limits")
+    f"bench.{name}" for name in ("command", "plots", "table", "worker", "rivals", "side", "states", "training", "limits")
 }
 EDGES = {
     "__main__",

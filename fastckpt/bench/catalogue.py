@@ -86,6 +86,24 @@ RIVALS = {
             many=True,
         ),
         Rival(
+            "fastckpt-verify",
+            "fastckpt, digests checked",
+            "torch",
+            "torch",
+            "fastckpt",
+            frozenset({"cold"}),
+        ),
+        Rival(
+            "fastckpt-bare",
+            "fastckpt, without digests",
+            "torch",
+            "torch",
+            "fastckpt",
+            frozenset({"save_durable"}),
+            syncs=True,
+            many=True,
+        ),
+        Rival(
             "safetensors",
             "safetensors",
             "safetensors",
@@ -97,6 +115,7 @@ RIVALS = {
         Rival("torch", "torch", "torch", "torch", "torch", _PLAIN | _LOADS | _GPU),
         Rival("torch-mmap", "torch, mmap", "torch", "torch", "torch", _LOADS | _PARTS),
         Rival("dcp", "torch DCP", "torch", "torch", "dcp", SAVES | _LOADS, syncs=True),
+        Rival("dcp-kept", "torch DCP, its copy kept", "torch", "torch", "dcp", frozenset({"save_async"}), syncs=True),
         Rival(
             "tensordict",
             "tensordict memmap",

@@ -17,12 +17,14 @@ from fastckpt.bench.measuring import measured, touch_memory
 
 __all__ = ["PRIVATE", "Floors", "plain_memory"]
 
+_THREADS = (6, 12, 24)  # that wait for the device, besides as many as there are processors
+
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is shared gets no huge pages
 
 _FUNCTIONS: dict[str, dict[str, list[Any]]] = {  # of C, which take this and give a size or a number of files
     "floor.c": {"floor_read": [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t]},
     "save_floor.c": {
-        "save_like": [ctypes.c_char_p, ctypes.c_size_t],
+        "save_like": [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_bool],
         "save_write": [ctypes.c_char_p, ctypes.c_void_p],
     },
 }
@@ -33,10 +35,12 @@ class Floors:
 
     def __init__(self) -> None:
         self._built: dict[str, Any] = {}  # by file of C
+        self._threads: dict[int, int] = {}  # by the bytes of what was made durably
 
     def opened(self, path: Path, nbytes: int, threads: int, most: int) -> dict[str, Any]:
         """Open both files of every tensor of a snapshot; read what has at most so many bytes, and map the rest."""
         floor = self._library("floor", path.parent)
+        touch_memory(nbytes)  # as much as a load has at hand
         found, files = measured(lambda: floor.floor_read(os.fsencode(path), threads, most))
         floor.floor_forget()
         if files % 2 or not files:
@@ -45,11 +49,21 @@ class Floors:
 
     def made(self, path: Path, nbytes: int, *, durable: bool) -> dict[str, Any]:
         """Make the folders and files of a snapshot once more, from unaligned memory that holds all of it: durably and
-        past the page cache, or through it; afterwards they are emptied, and keep their names."""
+        past the page cache, with the best number of threads, or through it, with as many as there are processors."""
+        processors = len(os.sched_getaffinity(0))
+        if not durable:
+            return self._made(path, nbytes, processors, durable=False)
+        if nbytes not in self._threads:
+            tried = {many: self._made(path, nbytes, many, durable=True)["seconds"] for many in (processors, *_THREADS)}
+            self._threads[nbytes] = min(tried, key=lambda many: tried[many])
+        return self._made(path, nbytes, self._threads[nbytes], durable=True)
+
+    def _made(self, path: Path, nbytes: int, threads: int, *, durable: bool) -> dict[str, Any]:
+        """Make them in so many threads; afterwards they are emptied, and keep their names."""
         target = Path(tempfile.mkdtemp(prefix="files-", dir=path.parent))
         floor = self._library("save_floor", path.parent)
         try:
-            size = floor.save_like(os.fsencode(path), 0 if durable else len(os.sched_getaffinity(0)))
+            size = floor.save_like(os.fsencode(path), threads, durable)
             source = plain_memory(max(1, size))
             touch_memory(nbytes)  # as much as a save has at hand
             found, files = measured(lambda: floor.save_write(os.fsencode(target), source.ctypes.data))
@@ -60,7 +74,7 @@ class Floors:
             os.truncate(file, 0)
         if not files == len(made) == len([*path.glob("*/*")]):
             raise RuntimeError(f"{files} files could be written: two a tensor were expected")
-        return {**found, "bytes": nbytes, "depth": f"{files:,} files"}
+        return {**found, "bytes": nbytes, "depth": f"{threads} threads, {files:,} files"}
 
     def _library(self, name: str, folder: Path) -> Any:
         if name not in self._built:

@@ -56,7 +56,7 @@ class Limits:
         return self._at_best_depth("direct_write", nbytes, partial(self._write, path))
 
     def files(self, path: Path, nbytes: int) -> dict[str, Any]:
-        """Make the folders and files of a snapshot once more in C, durably."""
+        """Make the folders and files of a snapshot once more in C, durably, with the best number of threads."""
         return self._floors.made(path, nbytes, durable=True)
 
     def cached_files(self, path: Path, nbytes: int) -> dict[str, Any]:

@@ -41,8 +41,10 @@ def now() -> str:
 
 
 def missing(rival: Rival) -> str | None:
-    """Say how to get what a rival needs, or nothing when it is there."""
-    return None if importlib.util.find_spec(rival.module) else f"pip install {rival.package}"
+    """Say how to get what a rival needs, or nothing when it is there; the tensors that all of them save are torch's."""
+    needs = {"torch": "torch", rival.module: rival.package}
+    lacking = [package for module, package in needs.items() if importlib.util.find_spec(module) is None]
+    return f"pip install {' '.join(lacking)}" if lacking else None
 
 
 def has_model() -> str | None:

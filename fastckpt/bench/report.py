@@ -10,27 +10,32 @@ from fastckpt.bench.figures import BAR_HEADINGS, HEADINGS, OPS, bar_cells, figur
 __all__ = ["markdown"]
 
 _HOW = """\
-Each side in its own process, taking turns round by round; medians, and ratios taken within a round ("times ours":
-above 1 is slower than fastckpt). A first round is not counted. Every save has fresh values and a new path.
+Each side in its own process, taking turns round by round, each round in another order; medians, and ratios taken within
+a round ("times ours": above 1 is slower than fastckpt). A first round is not counted. Every save has a new path, and each
+round fresh values, but where they are those of a real model; before it everything is synced.
 
-- **durable**: data, names and folders are on the device, by the library itself (fastckpt, DCP) or by an fsync of all
-  of it, which is in the time.
-- **cold**: evicted with posix_fadvise after a sync; mincore says how much was left (`resident_before` in the JSON).
-  Names and inodes stay in the kernel's memory. **warm**: at least 99.9 % in the page cache, by its library's loads.
+- **durable**: data, names and folders are on the device, by the library itself (fastckpt; DCP, which leaves out the
+  folders) or by an fsync of all of it, which is in the time.
+- **cold**: evicted with posix_fadvise after a sync; mincore says how much was left (`resident_before` in the JSON), and
+  where it is more than 1 % nothing is measured. Names and inodes stay in the kernel's memory. **warm**: at least 99.9 %
+  in the page cache, by its library's loads, or nothing is measured.
 - **touch**: one byte of every page is read; all sides must come to the same sum.
 - **peak MiB**: growth of VmHWM, which counts mapped pages; **anon MiB**: of anonymous memory, the result being alive.
 - **read MB**: what the device gave; **calls**: system calls that read or write, by the kernel's counters (opening,
   mapping and syncing are not among them); **cached**: the part of the files in the page cache afterwards, near 0 %
   where it was passed by.
-- **memory**: 1.25 times the workload's bytes are used and freed before the clock starts, or whoever comes next would
-  pay for what the host of a virtual machine has taken back meanwhile.
+- **memory**: before saves, loads of all and what bare C takes, 1.25 times the workload's bytes are used and freed, or
+  whoever comes next would pay for what the host of a virtual machine has taken back meanwhile. What `save_async` keeps from
+  one save to the next, a copy of the state, is there before the clock starts, and so in no peak of it; DCP makes a new one
+  each time, or has it made before as well ("its copy kept").
 - **limits** are measured in the same rounds, with as many bytes (to a GPU: at most 1 GiB); the device's at the best of
   five depths: with a few buffers that are used again and again, which no save or load can do, and into memory for all
   of it. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads
   the same in as many threads as processors, files of more than 16 KiB being mapped. For saves without sync it is files
   of 16 MiB, written in as many threads.
-- **the same folders and files, in C**: as many as a snapshot of ours has, each of as many bytes: for durable saves 12
-  threads copy them to where O_DIRECT can write from, and one syncs all; for others as many threads as processors write
+- **the same folders and files, in C**: as many as a snapshot of ours has, each of as many bytes: for durable saves as
+  many threads as turned out best (of four numbers, 2 to 24) copy them to where O_DIRECT can write from, and one syncs
+  all; for others as many threads as processors write
   them through the page cache. No digests, no checks, no interpreter.
 - **bare work**, of a promise: what such a limit reaches in the same rounds: for saves the same folders and files in C,
   for cold loads the device with memory for all of it; where a workload was measured without it, the limit itself. It is

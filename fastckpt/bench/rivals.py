@@ -16,45 +16,11 @@ import numpy as np
 import torch
 
 import fastckpt
+from fastckpt.bench.side import NotAvailable, Side
 from fastckpt.bench.states import flat
 from fastckpt.choosing import forget_loads
 
-__all__ = ["NotAvailable", "Side", "make"]
-
-
-class NotAvailable(Exception):
-    """A rival, or one of its ways, is not there."""
-
-
-class Side:
-    """One rival: what is not overridden it cannot do."""
-
-    nested = False  # whether it can save more than a flat dict
-
-    def save(self, state: Any, path: Path, durable: bool) -> None:
-        """Save to a path where nothing is; `durable` is for those that sync themselves."""
-        raise NotAvailable(f"{type(self).__name__} cannot do this")
-
-    def load(self, path: Path, device: str | None = None) -> Any:
-        """Give the tensors, maybe lazily."""
-        raise NotAvailable(f"{type(self).__name__} cannot do this")
-
-    def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
-        """Begin a save; give what waits for its end."""
-        raise NotAvailable(f"{type(self).__name__} cannot do this")
-
-    def first(self) -> None:
-        """Let the next load be as the first one of a process, where that matters."""
-
-    def part(self, path: Path, key: str, rows: slice | None) -> Any:
-        """Give one tensor, or some of its rows."""
-        raise NotAvailable(f"{type(self).__name__} cannot do this")
-
-    def load_into(self, path: Path, state: Any) -> None:
-        """Load into live tensors: by a copy of each, where a rival has no better way."""
-        loaded = self.load(path)
-        for name, tensor in flat(state).items():
-            tensor.copy_(loaded[name])
+__all__ = ["make"]
 
 
 def _module(name: str) -> Any:
@@ -90,6 +56,20 @@ class Indexed(Fastckpt):
     """This library, with copies of the metas and small tensors in one file."""
 
     index = True
+
+
+class Verified(Fastckpt):
+    """This library, holding every byte against its digest as it is read."""
+
+    def load(self, path: Path, device: str | None = None) -> Any:
+        return fastckpt.load(path, device=device, verify=True)
+
+
+class Bare(Fastckpt):
+    """This library, taking no digests."""
+
+    def save(self, state: Any, path: Path, durable: bool) -> None:
+        fastckpt.save(state, path, durable=durable, digest=False)
 
 
 class Safetensors(Side):
@@ -176,6 +156,25 @@ class Dcp(Side):
     def load_into(self, path: Path, state: Any) -> None:
         dcp = _module("torch.distributed.checkpoint")
         dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+
+
+class DcpKept(Dcp):
+    """The same, with a stager that keeps its copy of the tensors from one save to the next."""
+
+    def __init__(self) -> None:
+        staging = _module("torch.distributed.checkpoint.staging")
+        self._stager = staging.DefaultStager(staging.StagingOptions(False, False, False, False))
+
+    def ready(self, state: Any) -> None:
+        self._stager.stage(state)  # its copies go with the tensors
+
+    def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
+        dcp = _module("torch.distributed.checkpoint")
+        writer = dcp.FileSystemWriter(path, sync_files=True)
+        result: Callable[[], Any] = dcp.async_save(
+            state, storage_writer=writer, no_dist=True, async_stager=self._stager
+        ).result
+        return result
 
 
 class TensorDict(Side):
@@ -268,11 +267,14 @@ def _npy(path: Path, name: str) -> Path:
 _SIDES: dict[str, type[Side]] = {
     "fastckpt": Fastckpt,
     "fastckpt-index": Indexed,
+    "fastckpt-verify": Verified,
+    "fastckpt-bare": Bare,
     "safetensors": Safetensors,
     "safe_open": SafeOpen,
     "torch": Torch,
     "torch-mmap": TorchMapped,
     "dcp": Dcp,
+    "dcp-kept": DcpKept,
     "tensordict": TensorDict,
     "fastsafetensors": FastSafetensors,
     "prefetch": Prefetch,

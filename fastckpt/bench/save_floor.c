@@ -1,7 +1,7 @@
 /*
  * The floor under a save: the folders and files of a snapshot made once more, each of as many bytes, and nothing else.
- * A durable one copies them to where O_DIRECT can write from, in THREADS, and syncs all of it once; the other writes them
- * through the page cache. The benchmark builds it where there is a C compiler; the library does not contain it.
+ * A durable one copies them to where O_DIRECT can write from, and syncs all of it once; the other writes them through the
+ * page cache. The benchmark builds it where there is a C compiler; the library does not contain it.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 enum {
-    THREADS = 12,
     MOST_THREADS = 64,
     BLOCK = 4096,
     LARGE = 1 << 20,
@@ -48,8 +47,9 @@ static struct {
     struct tensor *tensors;
     struct job *jobs;
     size_t count, jobs_count;
-    size_t piece;   /* bytes of a job of a large tensor */
-    size_t threads; /* that write through the page cache; 0: all is durable */
+    size_t piece; /* bytes of a job of a large tensor */
+    size_t threads;
+    bool durable;
     int dirfd;
     char *rooms;
     atomic_size_t next, room, files;
@@ -77,8 +77,8 @@ static int opened(struct tensor *tensor)
 {
     pthread_mutex_lock(&tensor->lock);
     if (tensor->fd < 0 && mkdirat(save.dirfd, tensor->name, 0700) == 0) {
-        tensor->fd = create(tensor->name, "out", save.threads ? 0 : O_DIRECT);
-        if (tensor->fd >= 0 && !save.threads && fallocate(tensor->fd, 0, 0, (off_t)tensor->out) < 0)
+        tensor->fd = create(tensor->name, "out", save.durable ? O_DIRECT : 0);
+        if (tensor->fd >= 0 && save.durable && fallocate(tensor->fd, 0, 0, (off_t)tensor->out) < 0)
             tensor->fd = -1;
     }
     pthread_mutex_unlock(&tensor->lock);
@@ -99,7 +99,7 @@ static void finish(struct tensor *tensor)
 static bool write_body(int fd, const char *data, size_t size, size_t at, char *room)
 {
     size_t done = 0, step;
-    if (!save.threads)
+    if (save.durable)
         return pwrite(fd, memcpy(room, data, size), size, (off_t)at) == (ssize_t)size;
     for (; done < size; done += step) {
         step = size - done < CACHED_PIECE ? size - done : CACHED_PIECE;
@@ -120,7 +120,7 @@ static void write_piece(struct tensor *tensor, size_t at, char *room)
 
 static void *work(void *context)
 {
-    char *room = save.threads ? NULL : save.rooms + atomic_fetch_add(&save.room, 1) * PIECE;
+    char *room = save.rooms + atomic_fetch_add(&save.room, 1) * PIECE;
     size_t at;
     while ((at = atomic_fetch_add(&save.next, 1)) < save.jobs_count) {
         struct tensor *tensor = save.jobs[at].tensor;
@@ -178,10 +178,10 @@ static void add(int dirfd, const char *name)
 }
 
 /*
- * Takes the sizes of a snapshot's files; `threads` is 0 for what shall be durable. Returns how many bytes `save_write` wants
- * to read, 0 where there are none.
+ * Takes the sizes of a snapshot's files, and how to write them. Returns how many bytes `save_write` wants to read, 0 where
+ * there are none.
  */
-size_t save_like(const char *snapshot, size_t threads)
+size_t save_like(const char *snapshot, size_t threads, bool durable)
 {
     size_t pieces = 0, bytes = 0;
     struct dirent *entry;
@@ -193,7 +193,8 @@ size_t save_like(const char *snapshot, size_t threads)
             add(dirfd(dir), entry->d_name);
     closedir(dir);
     save.threads = threads < MOST_THREADS ? threads : MOST_THREADS;
-    save.piece = threads ? SSIZE_MAX : PIECE; /* the page cache lets no two write to one file at a time */
+    save.durable = durable;
+    save.piece = durable ? PIECE : SSIZE_MAX; /* the page cache lets no two write to one file at a time */
     qsort(save.tensors, save.count, sizeof(*save.tensors), larger_first);
     for (size_t at = 0; at < save.count; at++) {
         struct tensor *tensor = &save.tensors[at];
@@ -209,7 +210,7 @@ size_t save_like(const char *snapshot, size_t threads)
 size_t save_write(const char *target, const char *memory)
 {
     pthread_t ids[MOST_THREADS];
-    size_t started = 0, threads = save.threads ? save.threads : THREADS, size = (size_t)THREADS * PIECE + HUGE;
+    size_t started = 0, size = save.threads * PIECE + HUGE;
     char *rooms = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     save.dirfd = open(target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (rooms == MAP_FAILED || save.dirfd < 0)
@@ -220,11 +221,11 @@ size_t save_write(const char *target, const char *memory)
         save.tensors[at].data = memory + SHIFT;
         memory += (save.tensors[at].out + save.tensors[at].meta) / BLOCK * BLOCK + 2 * BLOCK;
     }
-    while (started < threads && pthread_create(&ids[started], NULL, work, NULL) == 0)
+    while (started < save.threads && pthread_create(&ids[started], NULL, work, NULL) == 0)
         started++;
     for (size_t at = 0; at < started; at++)
         pthread_join(ids[at], NULL);
-    if (!save.threads && syncfs(save.dirfd) < 0)
+    if (save.durable && syncfs(save.dirfd) < 0)
         atomic_store(&save.files, 0);
     close(save.dirfd);
     munmap(rooms, size);

@@ -76,6 +76,7 @@ class _Worker:
     def save_async(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Begin a save: the time that the caller is blocked, and until all is done."""
         state = self._state(workload, seed)
+        self._side.ready(state)
         found, wait = _timed(workload, lambda: self._side.save_async(state, path))
         begin = time.perf_counter()
         wait()
