@@ -11,8 +11,8 @@ __all__ = ["markdown"]
 
 _HOW = """\
 Each side in its own process, taking turns round by round, each round in another order; medians, and ratios taken within
-a round ("times ours": above 1 is slower than fastckpt). A first round is not counted. Every save has a new path, and each
-round fresh values, but where they are those of a real model; before it everything is synced.
+a round ("times ours": above 1 is slower than fastckpt). A first round is not counted. Every save has a new path, and
+each round fresh values, but where they are those of a real model; before it everything is synced.
 
 - **durable**: data, names and folders are on the device, by the library itself (fastckpt; DCP, which leaves out the
   folders) or by an fsync of all of it, which is in the time.
@@ -25,9 +25,9 @@ round fresh values, but where they are those of a real model; before it everythi
   mapping and syncing are not among them); **cached**: the part of the files in the page cache afterwards, near 0 %
   where it was passed by.
 - **memory**: before saves, loads of all and what bare C takes, 1.25 times the workload's bytes are used and freed, or
-  whoever comes next would pay for what the host of a virtual machine has taken back meanwhile. What `save_async` keeps from
-  one save to the next, a copy of the state, is there before the clock starts, and so in no peak of it; DCP makes a new one
-  each time, or has it made before as well ("its copy kept").
+  whoever comes next would pay for what the host of a virtual machine has taken back meanwhile. What `save_async` keeps
+  from one save to the next, a copy of the state, is there before the clock starts, and so in no peak of it; DCP makes a
+  new one each time, or has it made before as well ("its copy kept").
 - **limits** are measured in the same rounds, with as many bytes (to a GPU: at most 1 GiB); the device's at the best of
   five depths: with a few buffers that are used again and again, which no save or load can do, and into memory for all
   of it. For small files it is opening, reading and closing each, in 16 threads of bare C; for untouched loads
@@ -35,8 +35,8 @@ round fresh values, but where they are those of a real model; before it everythi
   of 16 MiB, written in as many threads.
 - **the same folders and files, in C**: as many as a snapshot of ours has, each of as many bytes: for durable saves as
   many threads as turned out best (of four numbers, 2 to 24) copy them to where O_DIRECT can write from, and one syncs
-  all; for others as many threads as processors write
-  them through the page cache. No digests, no checks, no interpreter.
+  all; for others as many threads as processors write them through the page cache. No digests, no checks, no
+  interpreter.
 - **bare work**, of a promise: what such a limit reaches in the same rounds: for saves the same folders and files in C,
   for cold loads the device with memory for all of it; where a workload was measured without it, the limit itself. It is
   what the machine gives in this layout.
