@@ -10,16 +10,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fastckpt.bench.catalogue import KEPT, LIMIT
+from fastckpt.bench.catalogue import BARE, INDEXED, KEPT, LIMIT, OURS, OWN, VERIFIED
 from fastckpt.bench.verdict import Row
 
 __all__ = ["ABSENT", "rows"]
 
 Rounds = tuple[float, ...]  # one number a round
 
-_OURS = "fastckpt"
-_INDEXED, _VERIFIED, _BARE = "fastckpt-index", "fastckpt-verify", "fastckpt-bare"
-_OWN = (_OURS, _INDEXED, _VERIFIED, _BARE)
 _MIB = 1 << 20
 ABSENT = "not in this run"
 _NAMES = {"gpt2": "GPT-2", "llama": "Llama-like", "adamw": "AdamW"}
@@ -49,7 +46,7 @@ class _Found:
                 return str(error)
         return "nothing to compare with in this run"
 
-    def faster(self, workload: str, op: str, side: str, ours: str = _OURS) -> Rounds:
+    def faster(self, workload: str, op: str, side: str, ours: str = OURS) -> Rounds:
         """Say how many times as fast as a side fastckpt was in each round."""
         return _paired(self.runs(workload, op, side), self.runs(workload, op, ours))
 
@@ -57,7 +54,7 @@ class _Found:
         return [
             side
             for at, by, side in self._results
-            if (at, by) == (workload, op) and side not in (*_OWN, LIMIT, KEPT) and self.runs(at, by, side)
+            if (at, by) == (workload, op) and side not in (*OWN, LIMIT, KEPT) and self.runs(at, by, side)
         ]
 
     def fastest(self, workload: str, op: str) -> tuple[str, Rounds]:
@@ -69,13 +66,13 @@ class _Found:
         """Say how many times as fast as a side the bare work was; the limit, where an earlier run has no more."""
         return _middle(self.faster(workload, op, side, KEPT if self.runs(workload, op, KEPT) else LIMIT))
 
-    def of_limit(self, workload: str, op: str, side: str = _OURS) -> Rounds:
+    def of_limit(self, workload: str, op: str, side: str = OURS) -> Rounds:
         """Say which part of the limit's rate a side reached in each round."""
         nbytes = self.workloads.get(workload, {}).get("bytes", 0)
         limits = [{"seconds": run["seconds"] / run["bytes"] * nbytes} for run in self.runs(workload, op, LIMIT)]
         return _paired(limits, self.runs(workload, op, side))
 
-    def every(self, workload: str, op: str, field: str, side: str = _OURS) -> Rounds:
+    def every(self, workload: str, op: str, field: str, side: str = OURS) -> Rounds:
         return tuple(run[field] for run in self.runs(workload, op, side))
 
 
@@ -119,7 +116,7 @@ def _durable(found: _Found) -> Iterable[Row]:
         side, ratios = found.fastest(workload, op)
         bare = found.barely(workload, op, side)
         need = _AHEAD if bare is not None and bare >= _AHEAD else 1.0
-        why = found.why(workload, op, _OURS)
+        why = found.why(workload, op, OURS)
         limit, ours = "the direct-write limit", found.of_limit(workload, op)
         yield Row(what, limit, 0.85, ours, why=why, bare=_middle(found.of_limit(workload, op, KEPT)))
         yield Row(what, side, need, ratios, why=why, bare=bare)
@@ -132,12 +129,12 @@ def _digests(found: _Found) -> Iterable[Row]:
     for workload in _LARGE:
         what, without = (
             f"durable save, {_title(found, workload)}",
-            _inverse(found.faster(workload, "save_durable", _BARE)),
+            _inverse(found.faster(workload, "save_durable", BARE)),
         )
-        yield Row(what, "the same without digests", 1.1, without, True, why=found.why(workload, "save_durable", _BARE))
+        yield Row(what, "the same without digests", 1.1, without, True, why=found.why(workload, "save_durable", BARE))
     for workload in ("gpt2", "llama"):
-        what, dearer = f"load and touch, cold, {_title(found, workload)}", found.faster(workload, "cold", _VERIFIED)
-        why = found.why(workload, "cold", _VERIFIED)
+        what, dearer = f"load and touch, cold, {_title(found, workload)}", found.faster(workload, "cold", VERIFIED)
+        why = found.why(workload, "cold", VERIFIED)
         yield Row(f"{what}, digests checked", "the same unchecked", 1.15, dearer, True, why=why)
 
 
@@ -146,19 +143,19 @@ def _fastest(op: str, words: str, need: float, workloads: Iterable[str]) -> Call
         for workload in workloads:
             side, ratios = found.fastest(workload, op)
             what, bare = f"{words}, {_title(found, workload)}", found.barely(workload, op, side)
-            yield Row(what, side, need, ratios, why=found.why(workload, op, _OURS), bare=bare)
+            yield Row(what, side, need, ratios, why=found.why(workload, op, OURS), bare=bare)
 
     return promise
 
 
 def _against(
-    op: str, words: str, side: str, need: float, workloads: Iterable[str], ours: str = _OURS
+    op: str, words: str, side: str, need: float, workloads: Iterable[str], ours: str = OURS
 ) -> Callable[[_Found], Iterable[Row]]:
     def promise(found: _Found) -> Iterable[Row]:
         for workload in workloads:
             ratios = found.faster(workload, op, side, ours)
-            what = f"{words}, {_title(found, workload)}{', indexed' if ours == _INDEXED else ''}"
-            bare = found.barely(workload, op, side) if ours == _OURS else None  # an index spares opens
+            what = f"{words}, {_title(found, workload)}{', indexed' if ours == INDEXED else ''}"
+            bare = found.barely(workload, op, side) if ours == OURS else None  # an index spares opens
             yield Row(what, side, need, ratios, why=found.why(workload, op, ours, side), bare=bare)
 
     return promise
@@ -173,7 +170,7 @@ def _of_limit(
         for workload in workloads:
             parts = found.of_limit(workload, op)
             ratios = _inverse(parts) if most else parts
-            what, why = f"{words}, {_title(found, workload)}", found.why(workload, op, _OURS)
+            what, why = f"{words}, {_title(found, workload)}", found.why(workload, op, OURS)
             yield Row(what, limit, need, ratios, most, why=why, bare=_middle(found.of_limit(workload, op, KEPT)))
 
     return promise
@@ -184,14 +181,14 @@ def _memory(found: _Found) -> Iterable[Row]:
         for workload in ("gpt2", "llama") if op == "into" else _LARGE:
             mebibytes = tuple(peak / _MIB for peak in found.every(workload, op, "peak"))
             what = f"{words}, peak memory beyond the object, {_title(found, workload)}"
-            yield Row(what, "", 64.0, mebibytes, True, "MiB", found.why(workload, op, _OURS))
+            yield Row(what, "", 64.0, mebibytes, True, "MiB", found.why(workload, op, OURS))
 
 
 def _async(found: _Found) -> Iterable[Row]:
     op = "save_async"
     for workload in ("gpt2", "adamw"):
         part, dcp = (_inverse(of) for of in (found.of_limit(workload, op), found.faster(workload, op, "dcp")))
-        what, why = f"{op}, time blocked, {_title(found, workload)}", found.why(workload, op, _OURS)
+        what, why = f"{op}, time blocked, {_title(found, workload)}", found.why(workload, op, OURS)
         yield Row(what, "a prefaulted memcpy", 1.25, part, True, why=why)
         yield Row(what, "dcp async_save", 0.5, dcp, True, why=why)
 
@@ -200,7 +197,7 @@ def _parts(found: _Found) -> Iterable[Row]:
     largest = found.workloads.get("llama", {}).get("largest", {"bytes": 0, "shape": [8]})
     eighth = largest["bytes"] // largest["shape"][0] * (largest["shape"][0] // 8)
     for op, words, asked in (("one", "one tensor", largest["bytes"]), ("rows", "1/8 of its rows", eighth)):
-        what, why = f"{words} of {_title(found, 'llama')}, cold", found.why("llama", op, _OURS)
+        what, why = f"{words} of {_title(found, 'llama')}, cold", found.why("llama", op, OURS)
         yield Row(what, "safe_open", 1.0, found.faster("llama", op, "safe_open"), why=why)
         beyond = tuple((read - asked) / _MIB for read in found.every("llama", op, "read"))
         yield Row(f"{what}: bytes read beyond those asked for", "", 1.0, beyond, True, "MiB", why)
@@ -210,7 +207,7 @@ def _growth(found: _Found) -> Iterable[Row]:
     counts = sorted(int(name.partition("-")[2]) for name in found.workloads if name.startswith("count-"))
     few, many = (1_000, 100_000) if not counts or {1_000, 100_000} <= {*counts} else (min(counts), max(counts))
     for op, words in (("load", "load"), ("save_durable", "durable save")):
-        for side, name in ((_OURS, ""), (_INDEXED, ", indexed")):
+        for side, name in ((OURS, ""), (INDEXED, ", indexed")):
             first, last = (_middle(found.every(f"count-{count}", op, "seconds", side)) for count in (few, many))
             got = ((last / many) / (first / few),) if first and last and few < many else ()
             what = f"{words}{name}: growth of the cost per tensor from {few:,} to {many:,}"
@@ -220,13 +217,13 @@ def _growth(found: _Found) -> Iterable[Row]:
 _PROMISES: tuple[Callable[[_Found], Iterable[Row]], ...] = (
     _durable,
     _fastest("save", "save without sync", 1.8, _LARGE),
-    _against("load", "load to a dict, warm", "safetensors", 3.0, ("gpt2", "small"), _INDEXED),
+    _against("load", "load to a dict, warm", "safetensors", 3.0, ("gpt2", "small"), INDEXED),
     _against("load", "load to a dict, warm", "safetensors", 3.0, ("gpt2",)),
     _fastest("touch", "load and touch every page, warm", 1.0, _LARGE),
     _against("cold", "load and touch, cold", "safetensors", 1.9, ("gpt2", "llama")),
     _fastest("cold", "load and touch, cold", 1.0, ("gpt2", "llama")),
     _of_limit("cold", "load and touch, cold", "the direct-read limit", 0.9, ("gpt2", "llama")),
-    _against("cold", "load and touch, cold", "safetensors", 1.0, ("small",), _INDEXED),
+    _against("cold", "load and touch, cold", "safetensors", 1.0, ("small",), INDEXED),
     _of_limit("cold", "load and touch, cold", "opening and reading alone, in C", 1.3, ("small",), most=True),
     _fastest("into", "load_into, warm", 1.3, ("gpt2", "llama")),
     _of_limit("into", "load_into, warm", "memcpy", 0.85, ("gpt2", "llama")),

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = ["KEEPING", "KEPT", "LIMIT", "LIMITS", "QUICK", "RIVALS", "SAVES", "Rival", "takes_part"]
+__all__ += ["BARE", "INDEXED", "OURS", "OWN", "VERIFIED"]
 
+OURS, INDEXED, VERIFIED, BARE = "fastckpt", "fastckpt-index", "fastckpt-verify", "fastckpt-bare"
+OWN = (OURS, INDEXED, VERIFIED, BARE)
 LIMIT = "limit"  # the name under which limits stand among the rivals' results,
 KEPT = "limit-kept"  # and what the bare work reaches where a limit is not that: see `KEEPING`
 _PLAIN = frozenset({"save_durable", "save", "train_durable"})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fastckpt.bench.bars import rows
-from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, RIVALS, SAVES
+from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, OURS, RIVALS, SAVES
 from fastckpt.bench.verdict import Row
 
 __all__ = ["BAR_HEADINGS", "HEADINGS", "OPS", "Figure", "bar_cells", "figures", "missing", "prefixed", "verdicts"]
@@ -104,7 +104,7 @@ def figures(document: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Figure
     for result in document["results"]:
         groups.setdefault((result["workload"], result["op"]), []).append(result)
     for (workload, op), results in groups.items():
-        ours = next((result["runs"] for result in results if result["rival"] == "fastckpt"), _NOBODY)
+        ours = next((result["runs"] for result in results if result["rival"] == OURS), _NOBODY)
         made = [_figure(result, workloads[workload], ours) for result in results]
         made.sort(key=lambda figure: (bool(figure.error), figure.side != LIMIT, figure.side != KEPT, figure.seconds))
         yield workload, op, made

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import click
 
-from fastckpt.bench.catalogue import KEPT, LIMIT, LIMITS, RIVALS
+from fastckpt.bench.catalogue import BARE, INDEXED, KEPT, LIMIT, LIMITS, OURS, RIVALS, VERIFIED
 from fastckpt.bench.figures import Figure, figures
 
 __all__ = ["check", "draw"]
 
-_OURS, _INDEXED, _OTHERS, _LIMIT = "#0b7a3b", "#69bf8b", "#b9bec4", "#c2410c"
-_LINES = {"fastckpt": _OURS, "fastckpt-index": _INDEXED, "safetensors": "#4b5563", "torch": "#9ca3af"}
+_GREEN, _PALE, _OTHERS, _LIMIT = "#0b7a3b", "#69bf8b", "#b9bec4", "#c2410c"
+_LINES = {OURS: _GREEN, INDEXED: _PALE, "safetensors": "#4b5563", "torch": "#9ca3af"}
 
 
 class _Panel(NamedTuple):
@@ -47,6 +47,7 @@ _BARS = {
         _Panel("small", "save_durable", "durable save"),
     ),
 }
+_UNSEEN = (KEPT, VERIFIED, BARE)
 _COUNTS = (("load", "warm load to a dict"), ("save_durable", "durable save"))
 _LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _SIZES = (("save_durable", "durable save"), ("cold", "cold load, all read"), ("touch", "warm load, all touched"))
@@ -80,7 +81,7 @@ def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
     plt = importlib.import_module("matplotlib.pyplot")
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
     found = {
-        (workload, op): [figure for figure in some if not (figure.error or figure.side == KEPT)]
+        (workload, op): [figure for figure in some if not (figure.error or figure.side in _UNSEEN)]
         for workload, op, some in figures(document)
     }
     titles = {workload["name"]: workload["title"] for workload in document["workloads"]}
@@ -113,13 +114,13 @@ def _draw_bars(plt: Any, found: Any, panels: Sequence[_Panel], titles: Mapping[s
 
 def _draw_panel(axis: Any, some: Sequence[Figure]) -> None:
     sides = sorted((figure for figure in some if figure.side != LIMIT), key=_speed)
-    colours = [{"fastckpt": _OURS, "fastckpt-index": _INDEXED}.get(figure.side, _OTHERS) for figure in sides]
+    colours = [{OURS: _GREEN, INDEXED: _PALE}.get(figure.side, _OTHERS) for figure in sides]
     bars = axis.barh([figure.title for figure in sides], [*map(_speed, sides)], color=colours, height=0.75)
     axis.bar_label(bars, [f"{_speed(figure):.2f}" for figure in sides], padding=4, fontsize=8, bbox=_LABEL)
     axis.tick_params(axis="y", length=0)
     for label, figure in zip(axis.get_yticklabels(), sides, strict=True):
-        if figure.side.startswith("fastckpt"):
-            label.set(fontweight="bold", color=_OURS)
+        if figure.side in (OURS, INDEXED):
+            label.set(fontweight="bold", color=_GREEN)
     for limit in (figure for figure in some if figure.side == LIMIT):
         axis.axvline(_speed(limit), color=_LIMIT, linestyle="--", linewidth=1.5, zorder=0)
         words = limit.title.removeprefix("limit: ")
@@ -164,7 +165,7 @@ def _draw_curves(axis: Any, found: Any, prefix: str, op: str) -> None:
     for side, points in curves.items():
         colour = _LIMIT if side == LIMIT else _LINES.get(side, _OTHERS)
         style = {"linestyle": "--"} if side == LIMIT else {"marker": "o", "markersize": 4}
-        width = 2.6 if side == "fastckpt" else 1.4
+        width = 2.6 if side == OURS else 1.4
         axis.plot(*zip(*sorted(points), strict=True), color=colour, linewidth=width, **style)
     _name_curves(axis, {side: max(points) for side, points in curves.items()}, op)
     axis.set_xticks(sorted({number for points in curves.values() for number, _ in points}))
@@ -189,6 +190,6 @@ def _name_curves(axis: Any, ends: Mapping[str, tuple[int, float]], op: str) -> N
         lowest = max(value, lowest * step)
         words = _LIMIT_WORDS.get(LIMITS.get(op, ""), "limit") if side == LIMIT else RIVALS[side].title
         colour = _LIMIT if side == LIMIT else _LINES.get(side, _OTHERS)
-        weight = "bold" if side == "fastckpt" else "normal"
+        weight = "bold" if side == OURS else "normal"
         place = {"va": "center", "annotation_clip": False}  # it may have been moved out of the frame
         axis.annotate(f"   {words}", (number, lowest), color=colour, fontsize=8, weight=weight, **place)

