@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -803,6 +804,16 @@ def test_autograd_notices(path: Path) -> None:
         result.backward()
 
 
+def test_autograd_notices_whatever_the_layout(tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.ones(30, 20), "b": torch.ones(30, 20, dtype=torch.bool)}, tmp_path / "s")
+    state = {"x": torch.zeros(20, 30).T, "b": torch.zeros(20, 30, dtype=torch.bool).T}
+    for mode in (torch.no_grad, torch.enable_grad):
+        before = {key: tensor._version for key, tensor in state.items()}
+        with mode():
+            fastckpt.load_into(state, tmp_path / "s")
+        assert all(tensor._version > before[key] for key, tensor in state.items())
+
+
 def read_only() -> np.ndarray[Any, Any]:
     array = np.zeros((2, 3))
     array.flags.writeable = False
@@ -855,6 +866,26 @@ def test_in_inference_mode_its_tensors_can_be_filled(path: Path) -> None:
         target = torch.zeros(300, 300)
         fastckpt.load_into({"big": target}, path, strict=False)
         assert target[1, 1] == 301
+
+
+def test_in_inference_mode_other_threads_can_fill_them_too(
+    path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode is a thread's own."""
+
+    def never_here(work: Any, jobs: Any, _threads: int) -> list[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            return [*pool.map(work, jobs)]
+
+    monkeypatch.setattr("fastckpt.filling.parallel.run", never_here)
+    normal = torch.zeros(300, 300).T
+    with torch.inference_mode():
+        state = {key: torch.zeros_like(tensor) for key, tensor in weights.items()}
+        state["half"] = torch.zeros(*weights["half"].shape, 2, dtype=torch.float64)[..., 0]
+        fastckpt.load_into(state, path)
+        assert all(torch.equal(state[key], tensor.to(state[key].dtype)) for key, tensor in weights.items())
+        fastckpt.load_into({"big": normal}, path, strict=False)
+    assert torch.equal(normal, weights["big"])
 
 
 def test_keys_that_do_not_meet(path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -116,7 +116,8 @@ class TorchCodec:
         return _bytes_of(target)
 
     def fill(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        with torch.no_grad():
+        # Only in inference mode can its tensors be changed, and only outside of it do all others tell autograd of that.
+        with torch.inference_mode() if target.is_inference() else torch.no_grad():
             if target.dtype == source.dtype and target.itemsize == 1:
                 target, source = target.detach().view(torch.uint8), source.view(torch.uint8)
             target.copy_(source)
