@@ -193,7 +193,7 @@ def _fill_by_rows(target: _Target, entry: Entry, contents: Contents) -> None:
     dtype, at = entry.meta.dtype, 0
     (room,) = _core.allocate([min(entry.meta.nbytes, PIECE)])
     for index in row_pieces(target.shape, dtype.itemsize, PIECE):
-        part = target.value[index]
+        part = target.value[(*index, ...)]  # () alone would give of numpy's without dimensions a scalar, no view
         view = memoryview(room)[: math.prod(part.shape) * dtype.itemsize]
         read_at(contents, entry, at, view)
         _fill_one(target._replace(value=part), entry, view, tuple(part.shape))

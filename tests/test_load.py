@@ -722,6 +722,18 @@ def test_into_targets_of_any_layout_and_dtype(kind: str, path: Path, weights: di
     assert (np.asarray(target.detach().resolve_neg() if isinstance(target, torch.Tensor) else target) == wanted).all()
 
 
+@pytest.mark.parametrize("dtype", ["f4", ">f4", "f8", ">f8", "i2", "c16", "?"])
+def test_into_an_array_without_dimensions(dtype: str, tmp_path: Path) -> None:
+    fastckpt.save({"big": np.ones(9, np.float32), "x": np.array(1, np.float32)}, tmp_path / "s")
+    state = {"big": np.zeros(9, np.float32), "x": np.zeros((), dtype)}
+    array = state["x"]
+    fastckpt.load_into(state, tmp_path / "s")
+    assert (array.dtype, array.shape, array == 1) == (np.dtype(dtype), (), True)
+    tensor = torch.zeros((), dtype=torch.float64)
+    fastckpt.load_into({"x": tensor}, tmp_path / "s", strict=False)
+    assert tensor == 1
+
+
 def test_a_dimension_of_one_has_no_stride_that_matters(tmp_path: Path) -> None:
     fastckpt.save({"x": torch.ones(1, 3), "y": torch.full((3, 1), 2.0)}, tmp_path / "s")
     state = {"x": torch.zeros(3).expand(1, 3), "y": torch.zeros(3).as_strided((3, 1), (1, 0))}
