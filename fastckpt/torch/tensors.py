@@ -68,7 +68,8 @@ class TorchCodec:
             for obj, room in pairs:
                 tensor = _raw(obj)
                 target = torch.from_numpy(room).view(tensor.dtype).view(tensor.shape)
-                target.copy_(tensor, non_blocking=tensor.is_cuda)
+                lazy = tensor.is_conj() or tensor.is_neg()  # which the host does, at once: when all of it must be there
+                target.copy_(tensor, non_blocking=tensor.is_cuda and not lazy)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):
