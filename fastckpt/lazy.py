@@ -33,9 +33,10 @@ class Doubts:
 
     def settle(self, blob: str, memory: _core.Mapping) -> None:
         """Compare all bytes of a blob with its digest, the first time."""
-        if blob in self._digests:
-            check_memory(self._path, {blob: memory}, {blob: self._digests[blob]})
-            del self._digests[blob]
+        digest = self._digests.get(blob)
+        if digest is not None:
+            check_memory(self._path, {blob: memory}, {blob: digest})
+            self._digests.pop(blob, None)  # another thread may have compared it meanwhile
 
 
 class Maps:

@@ -8,6 +8,7 @@ import mmap
 import os
 import pkgutil
 import shutil
+import threading
 import warnings
 import zlib
 from collections import OrderedDict
@@ -1117,6 +1118,27 @@ def test_digests(path: Path, weights: dict[str, torch.Tensor]) -> None:
     meta.write_bytes(text.replace(b'"count":5', b'"count":5,"digest":"xxh128:00"'))
     assert "digest by 'xxh128'" in fastckpt.verify(path).problems[0]
     fastckpt.load(path)
+
+
+@pytest.mark.parametrize("kind", ["Maps", "Reads"])
+def test_two_threads_check_the_same_tensor(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+    check = fastckpt.lazy.check_memory
+
+    def together(*args: Any) -> None:
+        both.wait(30)
+        check(*args)
+        both.wait(30)
+
+    if kind == "Reads":
+        monkeypatch.setattr("fastckpt.snapshot.look_for_open", lambda _: "none")
+    handle = fastckpt.open(path, verify=True)["big"]
+    monkeypatch.setattr("fastckpt.lazy.check_memory", together)
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(lambda at: float(handle[at, 0]), (1, 2))]
+    assert found == [300, 600]
+    monkeypatch.delattr("fastckpt.lazy.check_memory")
+    assert handle[3, 0] == 900, "it is not looked at again"
 
 
 def test_progress(path: Path, weights: dict[str, torch.Tensor]) -> None:
