@@ -416,10 +416,23 @@ def test_what_a_slice_is_said_to_touch_is_what_it_touches(shape: list[int], gap:
         assert run == count if count == 1 else run == np.argmax(np.diff(picked, append=-1) != 1) + 1
 
 
-@pytest.mark.parametrize("index", ["x", 1.0, [0, 1], True, np.array([0, 1]), torch.tensor([1]), (0, [1]), {}], ids=str)
+@pytest.mark.parametrize("index", ["x", 1.0, [0, 1], np.array([0, 1]), torch.tensor([1]), (0, [1]), {}], ids=str)
 def test_other_indices_are_refused(index: Any, path: Path) -> None:
     with pytest.raises(TypeError, match=r"^big: index with integers, slices"):
         fastckpt.open(path)["big"][index]
+
+
+@pytest.mark.parametrize(
+    "index", [True, np.True_, np.array(True), torch.tensor(True), (0, torch.tensor(False))], ids=str
+)
+def test_a_bool_is_no_index_whosever_it_is(index: Any, path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^big: index with integers, slices"):
+        fastckpt.open(path)["big"][index]
+
+
+@pytest.mark.parametrize("index", [1, np.int8(1), np.array(1), torch.tensor(1), torch.tensor(1, dtype=torch.uint8)])
+def test_whole_numbers_of_all_kinds_are_indices(index: Any, path: Path) -> None:
+    assert fastckpt.open(path)["big"][index, index] == 301
 
 
 @pytest.mark.parametrize("index", [300, -301, (0, 300), (0, 0, 0), (..., ...), (0, 0, None, 0)], ids=str)
