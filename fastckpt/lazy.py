@@ -56,7 +56,9 @@ class Maps:
     def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
         """Give memory with an array that has what is wanted, its shape, and the parts that pick it."""
         meta = entry.meta
-        blob = self._inside.get(entry.blob) or self._maps.get(entry.blob)
+        blob = self._inside.get(entry.blob)
+        if blob is None:
+            blob = self._maps.get(entry.blob)
         if blob is None:
             with _gone_is_said():
                 (blob,) = map_files(self._contents.fd, {entry.blob: meta.nbytes}, self._contents.path)
