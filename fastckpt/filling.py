@@ -84,7 +84,8 @@ def load_into(
             check(contents, [entry for _, entry in pairs])
         single = _single(pairs)
         shared = sharing([Blob(target.dtype, target.shape, target.memory) for target, _ in single])
-        for run in [[pair] for pair in single] if shared else [single]:  # two threads must not fill the same memory
+        apart = shared.complete and not shared.pairs  # else two threads might fill the same memory
+        for run in [single] if apart else [[pair] for pair in single]:
             _fill(run, contents, mapped=mode == "auto")
         return keys
 
@@ -150,7 +151,9 @@ def _single(pairs: Sequence[tuple[_Target, Entry]]) -> list[tuple[_Target, Entry
     """Leave each tensor once: of one that stands in several places the last counts, as it does with torch."""
     last: dict[Any, tuple[_Target, Entry]] = {}
     for target, entry in pairs:
-        last[(target.memory, target.dtype, target.shape) if target.memory else id(target)] = target, entry
+        tensor = (target.memory, target.dtype, target.shape) if target.memory else id(target)
+        last.pop(tensor, None)  # behind what was to be filled since, which may overlap it
+        last[tensor] = target, entry
     return list(last.values())
 
 

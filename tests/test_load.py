@@ -822,6 +822,40 @@ def test_of_targets_that_overlap_the_last_one_counts(turned: bool, tmp_path: Pat
         assert [part.unique().tolist() for part in (base[:50], base[50:100], base[100:])] == [[0], [1], [2]]
 
 
+def test_of_more_views_than_are_compared_the_last_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not compared may overlap: it is filled one after the other, too."""
+    runs: list[int] = []
+    fill = fastckpt.filling._fill
+
+    def noted(pairs: Any, *args: Any, **options: Any) -> None:
+        runs.append(len(pairs))
+        fill(pairs, *args, **options)
+
+    monkeypatch.setattr("fastckpt.filling._fill", noted)
+    base = torch.zeros(600, 100)
+    targets = {f"c{n}": base[:, n] for n in range(100)} | {"x": base[:500, 99]}
+    fastckpt.save(
+        {key: torch.full(part.shape, float(n)) for n, (key, part) in enumerate(targets.items())}, tmp_path / "s"
+    )
+    fastckpt.load_into(targets, tmp_path / "s")
+    assert runs == [1] * 101
+    assert (base[:500, 99].unique().tolist(), base[500:, 99].unique().tolist()) == ([100], [99])
+    runs.clear()
+    fastckpt.load_into({f"c{n}": base[:, n] for n in range(80)}, tmp_path / "s", strict=False)
+    assert runs == [80], "3,160 pairs are compared, and none overlaps"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_last_name_of_a_tensor_counts_where_others_overlap_it(turned: bool, tmp_path: Path) -> None:
+    base = torch.zeros(300, 200).T if turned else torch.zeros(200, 300)
+    targets = {"a": base, "b": base[:100], "c": base}
+    fastckpt.save(
+        {key: torch.full(part.shape, float(n)) for n, (key, part) in enumerate(targets.items())}, tmp_path / "s"
+    )
+    fastckpt.load_into(targets, tmp_path / "s")
+    assert base.unique().tolist() == [2]
+
+
 def test_autograd_notices(path: Path) -> None:
     weight = torch.zeros(300, 300, requires_grad=True)
     result = (weight.exp() * weight).sum()
