@@ -655,6 +655,66 @@ def test_verify_and_load_into_begin_again(path: Path, monkeypatch: pytest.Monkey
     assert target.tolist() == [1, 1, 1, 1]
 
 
+def replace_half_way(monkeypatch: pytest.MonkeyPatch, path: Path, new: Any) -> None:
+    """Save over the snapshot, the first time, when the first tensor is filled and the others are not."""
+    fill = fastckpt.filling._fill
+
+    def half(pairs: Any, contents: Any, **options: Any) -> None:
+        monkeypatch.setattr("fastckpt.filling._fill", fill)
+        fill(pairs[:1], contents, **options)
+        fastckpt.save(new, path)
+        fill(pairs[1:], contents, **options)
+
+    monkeypatch.setattr("fastckpt.filling._fill", half)
+
+
+def test_a_snapshot_replaced_half_way_by_one_that_fits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastckpt.save({"a": torch.ones(4), "b": torch.ones(5)}, path)
+    for strict in (True, False):
+        state = {"a": torch.zeros(4), "b": torch.zeros(5)}
+        replace_half_way(monkeypatch, path, {"a": torch.full((4,), 2.0), "b": torch.full((5,), 2.0)})
+        assert fastckpt.load_into(state, path, strict=strict) == ([], [])
+        assert torch.cat([*state.values()]).unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        (
+            {"a": torch.ones(3), "b": torch.zeros(5)},
+            "size mismatch for a: the snapshot has (3,), the target wants (4,).",
+        ),
+        ({"b": torch.zeros(5)}, 'Missing key(s) in snapshot: "a".'),
+    ],
+    ids=["other shapes", "fewer keys"],
+)
+def test_a_snapshot_replaced_half_way_by_one_that_does_not_fit(
+    new: Any, words: str, strict: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither said that nothing was changed, nor that a mixture is what was wanted."""
+    fastckpt.save({"a": torch.ones(4), "b": torch.ones(5)}, path)
+    replace_half_way(monkeypatch, path, new)
+    state = {"a": torch.zeros(4), "b": torch.zeros(5)}
+    with pytest.raises(fastckpt.MismatchError) as refused:
+        fastckpt.load_into(state, path, strict=strict)
+    assert (state["a"].tolist(), state["b"].tolist()) == ([1] * 4, [0] * 5)
+    head, *lines = str(refused.value).split("\n\t")
+    assert head == (
+        f"Error(s) in loading {path} into dict, which may have values of a snapshot that was replaced there; "
+        "load one that fits all of it, or make it anew:"
+    )
+    assert lines == [words]
+
+
+def test_keys_that_neither_snapshot_had_are_missing_and_no_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastckpt.save({"a": torch.ones(4), "b": torch.ones(5)}, path)
+    replace_half_way(monkeypatch, path, {"a": torch.ones(4), "b": torch.ones(5), "d": torch.ones(1)})
+    state = {"a": torch.zeros(4), "b": torch.zeros(5), "c": torch.zeros(6)}
+    assert fastckpt.load_into(state, path, strict=False) == (["c"], ["d"])
+    assert not state["c"].any()
+
+
 def test_a_snapshot_that_is_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s"
     write_as_oneflow(path)
