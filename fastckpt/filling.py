@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from fastckpt import _core, parallel, tree
 from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
 from fastckpt.checking import check
+from fastckpt.choosing import log_remote
 from fastckpt.codec import KINDS, Codec, described
 from fastckpt.contents import Contents, Entry, Index, reading
 from fastckpt.dtypes import DType
@@ -94,6 +95,8 @@ def load_into(
             _fill(run, contents, mapped=mode == "auto")
         return keys
 
+    if mode == "auto":
+        log_remote(path)
     with collector_at_rest():
         leaves, _ = tree.flatten(KINDS.state_of(model_or_state), KINDS)
         targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
