@@ -18,8 +18,8 @@ from fastckpt.folders import Look
 from fastckpt.layout import OUT
 from fastckpt.memory import available
 
-__all__ = ["MODES", "WORTH_WARMING", "Mode", "better_mapped", "forget_loads", "has_room", "look_for", "look_for_open"]
-__all__ += ["maps_fast", "worth_warming"]
+__all__ = ["MODES", "WORTH_WARMING", "Mode", "better_mapped", "forget_loads", "has_room", "log_remote", "look_for"]
+__all__ += ["look_for_open", "maps_fast", "worth_warming"]
 
 Mode = Literal["auto", "mmap", "read", "direct"]
 MODES: tuple[Mode, ...] = ("auto", "mmap", "read", "direct")
@@ -39,14 +39,18 @@ def look_for(mode: Mode, path: int | str | os.PathLike[str]) -> Look:
     if mode != "auto":
         return "huge" if mode == "mmap" else "none"
     system = _system(path)
-    if system is None:
-        return "none"
-    if system.remote:
-        _log.info("%s: on %s, so tensors are read in large parts and not mapped", path, system.name)
+    if system is None or system.remote:
         return "none"
     if system.in_memory:
         return "all"
     return "advise" if maps_fast(system) else "resident"
+
+
+def log_remote(path: str | os.PathLike[str]) -> None:
+    """Say, once a call that may choose, that the file system is why nothing is mapped."""
+    system = _system(path)
+    if system is not None and system.remote:
+        _log.info("%s: on %s, so tensors are read in large parts and not mapped", path, system.name)
 
 
 def look_for_open(path: str | os.PathLike[str]) -> Look:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from fastckpt import _core, parallel, tree
 from fastckpt.blobs import PIECE, Blob, Memory, row_pieces
 from fastckpt.checking import check
+from fastckpt.choosing import log_remote
 from fastckpt.codec import KINDS, Codec, described
 from fastckpt.contents import Contents, Entry, Index, reading
 from fastckpt.dtypes import DType
@@ -22,6 +23,8 @@ from fastckpt.sending import send
 from fastckpt.tree import Leaf
 
 __all__ = ["IncompatibleKeys", "load_into"]
+
+_MIXED = "may have values of a snapshot that was replaced there; load one that fits all of it, or make it anew"
 
 
 class IncompatibleKeys(NamedTuple):
@@ -69,25 +72,31 @@ def load_into(
     ------
     MismatchError
         Shapes differ, a tensor cannot be changed or its dtype not be converted, or, with `strict`, keys differ; nothing
-        was changed. A RuntimeError, as with torch.
+        was changed. A RuntimeError, as with torch. When a save replaces the snapshot while it is loaded, and the new
+        one does not fit, or has not all tensors that the old one had, some may have been filled; the message says so.
     OSError
         What the system refused. Some tensors may have been filled if a file could not be read.
     """
     if mode not in ("auto", "read"):
         raise ValueError(f"mode must be 'auto' or 'read', not {mode!r}")
+    filled: set[str] = set()  # keys of a snapshot that was being filled in when a save replaced it
 
     def act(contents: Contents) -> IncompatibleKeys:
         contents.select(None)
-        keys = _match(model_or_state, targets, contents, strict)
+        keys = _match(model_or_state, targets, contents, strict, filled)
         pairs = [(targets[key], entry) for key, entry in contents.entries.items() if key in targets]
         if verify:
             check(contents, [entry for _, entry in pairs])
         single = _single(pairs)
         shared = sharing([Blob(target.dtype, target.shape, target.memory) for target, _ in single])
-        for run in [[pair] for pair in single] if shared else [single]:  # two threads must not fill the same memory
+        apart = shared.complete and not shared.pairs  # else two threads might fill the same memory
+        filled.update(entry.key for _, entry in pairs)
+        for run in [single] if apart else [[pair] for pair in single]:
             _fill(run, contents, mapped=mode == "auto")
         return keys
 
+    if mode == "auto":
+        log_remote(path)
     with collector_at_rest():
         leaves, _ = tree.flatten(KINDS.state_of(model_or_state), KINDS)
         targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
@@ -113,16 +122,21 @@ class _Target(NamedTuple):
         return cls(leaf.value, codec, blob.dtype, blob.shape, blob.memory, codec.obstacle(leaf.value))
 
 
-def _match(target: Any, targets: dict[str, _Target], contents: Contents, strict: bool) -> IncompatibleKeys:
+def _match(
+    target: Any, targets: dict[str, _Target], contents: Contents, strict: bool, filled: set[str]
+) -> IncompatibleKeys:
+    """Refuse what does not fit; `filled` are keys that a snapshot had whose place this one has taken since."""
     missing = [key for key in targets if key not in contents.entries]
     unexpected = [key for key in contents.entries if key not in targets]
     problems = [text for key, entry in contents.entries.items() if (text := _mismatch(targets.get(key), entry))]
-    if strict and missing:
-        problems.append("Missing key(s) in snapshot: " + ", ".join(f'"{key}"' for key in missing) + ".")
+    lost = missing if strict else [key for key in missing if key in filled]
+    if lost:
+        problems.append("Missing key(s) in snapshot: " + ", ".join(f'"{key}"' for key in lost) + ".")
     if strict and unexpected:
         problems.append("Unexpected key(s) in snapshot: " + ", ".join(f'"{key}"' for key in unexpected) + ".")
     if problems:
-        head = f"Error(s) in loading {contents.path} into {type(target).__name__}, which is unchanged:"
+        state = _MIXED if filled else "is unchanged"
+        head = f"Error(s) in loading {contents.path} into {type(target).__name__}, which {state}:"
         raise MismatchError("\n\t".join([head, *problems]))
     return IncompatibleKeys(missing, unexpected)
 
@@ -150,7 +164,9 @@ def _single(pairs: Sequence[tuple[_Target, Entry]]) -> list[tuple[_Target, Entry
     """Leave each tensor once: of one that stands in several places the last counts, as it does with torch."""
     last: dict[Any, tuple[_Target, Entry]] = {}
     for target, entry in pairs:
-        last[(target.memory, target.dtype, target.shape) if target.memory else id(target)] = target, entry
+        tensor = (target.memory, target.dtype, target.shape) if target.memory else id(target)
+        last.pop(tensor, None)  # behind what was to be filled since, which may overlap it
+        last[tensor] = target, entry
     return list(last.values())
 
 
@@ -193,7 +209,7 @@ def _fill_by_rows(target: _Target, entry: Entry, contents: Contents) -> None:
     dtype, at = entry.meta.dtype, 0
     (room,) = _core.allocate([min(entry.meta.nbytes, PIECE)])
     for index in row_pieces(target.shape, dtype.itemsize, PIECE):
-        part = target.value[index]
+        part = target.value[(*index, ...)]  # () alone would give of numpy's without dimensions a scalar, no view
         view = memoryview(room)[: math.prod(part.shape) * dtype.itemsize]
         read_at(contents, entry, at, view)
         _fill_one(target._replace(value=part), entry, view, tuple(part.shape))

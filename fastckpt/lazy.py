@@ -33,9 +33,10 @@ class Doubts:
 
     def settle(self, blob: str, memory: _core.Mapping) -> None:
         """Compare all bytes of a blob with its digest, the first time."""
-        if blob in self._digests:
-            check_memory(self._path, {blob: memory}, {blob: self._digests[blob]})
-            del self._digests[blob]
+        digest = self._digests.get(blob)
+        if digest is not None:
+            check_memory(self._path, {blob: memory}, {blob: digest})
+            self._digests.pop(blob, None)  # another thread may have compared it meanwhile
 
 
 class Maps:
@@ -55,7 +56,9 @@ class Maps:
     def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
         """Give memory with an array that has what is wanted, its shape, and the parts that pick it."""
         meta = entry.meta
-        blob = self._inside.get(entry.blob) or self._maps.get(entry.blob)
+        blob = self._inside.get(entry.blob)
+        if blob is None:
+            blob = self._maps.get(entry.blob)
         if blob is None:
             with _gone_is_said():
                 (blob,) = map_files(self._contents.fd, {entry.blob: meta.nbytes}, self._contents.path)

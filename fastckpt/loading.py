@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastckpt import tree
-from fastckpt.choosing import MODES, Mode, look_for, worth_warming
+from fastckpt.choosing import MODES, Mode, log_remote, look_for, worth_warming
 from fastckpt.codec import KINDS
 from fastckpt.contents import TENSORS, Contents, Entry, Index, listed, reading
 from fastckpt.errors import CorruptError, UnsupportedError
 from fastckpt.fetching import fetch
+from fastckpt.folders import Look
 from fastckpt.garbage import collector_at_rest
 from fastckpt.lanes import Lane
 from fastckpt.layout import META
@@ -125,7 +126,7 @@ def load(
             warm(buffers)
         return _assemble(contents, entries, buffers, wanted, make)
 
-    look = "none" if allocate or lane or keys is not None or max_bytes is not None else look_for(way, path)
+    look = _look(way, path, later=bool(allocate or lane) or keys is not None or max_bytes is not None)
     with collector_at_rest():
         return reading(path, act, look=look, index=_index(way), keys=wanted, max_tensors=max_tensors, seals=verify)
 
@@ -178,6 +179,13 @@ def _mode(mode: Mode, mmap: bool | None) -> Mode:
     if mode != "auto":
         raise TypeError("mmap and mode mean the same; give one of them")
     return "mmap" if mmap else "read"
+
+
+def _look(mode: Mode, path: str | os.PathLike[str], *, later: bool) -> Look:
+    """Say which blobs to map at once: none where it is only known `later` which are wanted, or none ever is."""
+    if mode == "auto":
+        log_remote(path)
+    return "none" if later else look_for(mode, path)
 
 
 def _index(mode: Mode) -> Index:

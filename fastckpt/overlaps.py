@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastckpt.blobs import Blob
 
-__all__ = ["sharing"]
+__all__ = ["Shared", "sharing"]
 
 _EFFORT: Any = 1_000  # candidate solutions that numpy may try; its stubs know -1 and 0 only
-_COMPARISONS = 4_000  # pairs of tensors that are looked at: more are not worth seconds
+_COMPARISONS = 4_000  # pairs of tensors that are compared: more are not worth seconds
 
 
-def sharing(blobs: Sequence[Blob]) -> list[tuple[int, int]]:
-    """Give the pairs of different tensors, by their numbers, that have an element in common; perhaps not all, of very
-    many."""
-    close = itertools.islice(_close_pairs(blobs), _COMPARISONS)
-    return [(one, other) for one, other in close if _share(blobs[one], blobs[other])]
+class Shared(NamedTuple):
+    """What is known of tensors that share memory.
+
+    Attributes
+    ----------
+    pairs : list of tuple of int
+        The different tensors, by their numbers, that have an element in common, as far as they were compared.
+    complete : bool
+        Whether all were compared that can have any; not so of very many that lie close to each other.
+    """
+
+    pairs: list[tuple[int, int]]
+    complete: bool
+
+
+def sharing(blobs: Sequence[Blob]) -> Shared:
+    """Find the pairs of different tensors that have an element in common."""
+    close = _close_pairs(blobs)
+    first = itertools.islice(close, _COMPARISONS)
+    pairs = [(one, other) for one, other in first if _share(blobs[one], blobs[other])]
+    return Shared(pairs, next(close, None) is None)
 
 
 def _close_pairs(blobs: Sequence[Blob]) -> Iterator[tuple[int, int]]:

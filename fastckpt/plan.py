@@ -186,7 +186,7 @@ def _twins(leaves: Sequence[Leaf], blobs: Sequence[Blob]) -> list[int | None]:
 def _warn_of_overlaps(leaves: Sequence[Leaf], blobs: Sequence[Blob], twins: Sequence[int | None]) -> None:
     """Tell of tensors that share some of their memory but are not equal: what one sees, the other will no longer."""
     own = [at for at, twin in enumerate(twins) if twin is None]
-    pairs = sharing([blobs[at] for at in own])
+    pairs, _ = sharing([blobs[at] for at in own])
     shared = [f"{leaves[own[one]].path} and {leaves[own[other]].path}" for one, other in pairs]
     if shared:
         more = f" (and {len(shared) - 1} more pairs)" if len(shared) > 1 else ""

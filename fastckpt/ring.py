@@ -98,7 +98,7 @@ def stream(lane: Lane, loads: Sequence[Load], fill: Callable[[Load, memoryview],
     BaseException
         The first error, or an interrupt. No copy is in flight any more.
     """
-    with _borrowed(lane, min(len(loads), ROOMS)) as rooms:
+    with _borrowed(lane, min(len(loads), ROOMS), loads) as rooms:
         free: deque[tuple[Room, Ticket | None]] = deque((room, None) for room in rooms)
 
         def carry(load: Load) -> Note:
@@ -113,30 +113,40 @@ def stream(lane: Lane, loads: Sequence[Load], fill: Callable[[Load, memoryview],
         return parallel.run(carry, loads, max(1, min(threads, len(rooms))))
 
 
-_abandoned: list[object] = []  # rooms that a copy may still use, since nobody could wait for it
+_abandoned: list[object] = []  # rooms, and tensors, that a copy may still use, since nobody could wait for it
 
 
 @contextmanager
-def _borrowed(lane: Lane, count: int) -> Iterator[list[Room]]:
-    """Give rooms for a while, at the end of which no copy is in flight."""
+def _borrowed(lane: Lane, count: int, loads: Sequence[Load]) -> Iterator[list[Room]]:
+    """Give rooms for a while, at the end of which no copy of these loads is in flight."""
     rooms = lane.take(count)
     try:
         lane.begin()
         yield rooms
     finally:
-        _return(rooms, [lane])
+        _return(rooms, [lane], loads)
 
 
-def _return(rooms: list[Room], lanes: Sequence[Lane]) -> None:
-    """Wait for all copies, and let others have the rooms."""
+def _return(rooms: list[Room], lanes: Sequence[Lane], loads: Sequence[Load] = ()) -> None:
+    """Wait for all copies, and let others have the rooms; if that fails, keep what a copy may still read or write."""
+    over = False
     try:
-        for lane in lanes:
-            lane.finish()
-    except BaseException:
-        _abandoned.append(rooms)
+        _finish(lanes)
+        over = True
+    except KeyboardInterrupt:  # most likely behind the wait, when another takes no time
+        _finish(lanes)
+        over = True
         raise
-    if rooms:
-        lanes[0].give_back(rooms)
+    finally:
+        if not over:
+            _abandoned.append((rooms, [piece.flat for load in loads for piece in load]))
+        elif rooms:
+            lanes[0].give_back(rooms)
+
+
+def _finish(lanes: Sequence[Lane]) -> None:
+    for lane in lanes:
+        lane.finish()
 
 
 def _near(whole: Any) -> Drawn | None:

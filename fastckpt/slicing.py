@@ -71,8 +71,9 @@ def spell_out(index: Any, shape: Sequence[int], name: str) -> Parts:
 def _part(part: Any, name: str) -> Any:
     if part is None or part is Ellipsis or isinstance(part, slice):
         return part
+    is_bool = isinstance(part, bool) or str(getattr(part, "dtype", "")).endswith("bool")  # torch's would be 0 or 1
     try:
-        number = None if isinstance(part, bool) or getattr(part, "shape", None) else operator.index(part)
+        number = None if is_bool or getattr(part, "shape", None) else operator.index(part)
     except TypeError:
         number = None
     if number is None:

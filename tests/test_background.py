@@ -21,10 +21,12 @@ import commit_rig as rig
 import numpy as np
 import pytest
 import torch
+from lane_rig import FakeCuda
 from torch import nn
 
 import fastckpt
 from fastckpt import _core, background, parallel
+from fastckpt.codec import codec_for
 from fastckpt.torch import pinned
 
 PATIENCE = 60.0  # seconds until a test gives up; none takes that long
@@ -707,6 +709,46 @@ def test_memory_for_cuda_is_registered_once_and_until_it_goes(monkeypatch: pytes
     del memory
     assert calls[-1] == "unregister"
     assert not pinned._registered
+
+
+LATE: list[Callable[[], object]] = []  # copies that were asked for and are not done
+
+
+class There(torch.Tensor):
+    """Takes itself for a tensor on a CUDA device: what is copied from it without a wait arrives late, but is conjugated
+    or negated by the host at once, as torch does it."""
+
+    is_cuda = True
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.Tensor.copy_ or not (kwargs or {}).get("non_blocking"):
+            return super().__torch_function__(func, types, args, kwargs or {})
+        target, source = args[0], args[1].as_subclass(torch.Tensor)
+        bits = source.conj() if source.is_conj() else source
+        bits = torch._neg_view(bits) if bits.is_neg() else bits
+        LATE.append(lambda: target.copy_(bits.clone()))
+        if source.is_conj():
+            target.conj_physical_()
+        if source.is_neg():
+            target.neg_()
+        return target
+
+
+@pytest.mark.parametrize("kind", ["conjugate", "conjugate, strided", "negative", "plain", "bool, strided"])
+def test_what_a_device_brings_late_is_what_the_tensor_said(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "cuda", FakeCuda())
+    wanted = complexes() if kind == "plain" else tensors()[kind]
+    (mapping,) = _core.allocate([wanted.nbytes])
+    memory = np.frombuffer(memoryview(mapping), np.uint8)
+    codec_for("torch").collect([(wanted.as_subclass(There), memory)], memory)
+    assert len(LATE) == (kind in ("plain", "bool, strided")), "all others need not be waited for"
+    for copy in LATE:
+        copy()
+    LATE.clear()
+    assert torch.equal(torch.from_numpy(memory).view(wanted.dtype).view(wanted.shape), wanted)
+    del memory, mapping
+    gc.collect()
 
 
 @pytest.mark.gpu

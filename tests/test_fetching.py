@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pages import evict, maps_of, resident
@@ -25,6 +26,8 @@ from fastckpt import indexed as indexed_file
 from fastckpt import meta as meta_file
 from fastckpt.choosing import MODES
 from fastckpt.folders import Folders
+from fastckpt.torch import pinned
+from fastckpt.torch.pinned import HostLane
 from fastckpt.torch.tensors import TORCH
 
 LENGTHS = (1, 4095, 4096, 4097, 16_384, 16_385, (1 << 20) + 3, (9 << 20) + 4097)
@@ -527,6 +530,59 @@ def test_over_a_network_open_reads_what_is_asked_for(
     assert snapshot[large][5 << 20] == state()[large][5 << 20], "every index reads"
     assert maps_of(path) == 0
     assert fastckpt.verify(path)
+
+
+def into_targets(path: Path) -> Any:
+    target = {key: torch.zeros_like(tensor) for key, tensor in state().items()}
+    fastckpt.load_into(target, path)
+    return target
+
+
+CHOICES: dict[str, Callable[[Path], Any]] = {
+    "all": fastckpt.load,
+    "some": lambda path: fastckpt.load(path, keys=state().keys()),
+    "bounded": lambda path: fastckpt.load(path, max_bytes=1 << 40),
+    "checked": lambda path: fastckpt.load(path, verify=True),
+    "device": lambda path: fastckpt.load(path, device="cpu"),
+    "pinned": lambda path: fastckpt.load(path, pin=True),
+    "targets": into_targets,
+    "open": lambda path: fastckpt.open(path, keys=["half"]),
+}
+
+
+@pytest.fixture
+def said(network: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """Give what was logged; the CPU is a device, too, and its memory page-locked."""
+    monkeypatch.setattr("fastckpt.loading.load_plain", lambda *_: None)
+    monkeypatch.setitem(pinned.LANES, "cpu", HostLane)
+    monkeypatch.setattr(pinned, "allocate", _core.allocate)
+    caplog.set_level(logging.INFO, "fastckpt")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("call", CHOICES)
+def test_over_a_network_the_choice_is_logged_once_with_the_path(
+    call: str, path: Path, said: Callable[[], list[str]]
+) -> None:
+    CHOICES[call](path)
+    (line,) = said()
+    assert line.startswith(f"{path}: on nfs4, so tensors are read ")
+
+
+def test_over_a_network_it_is_logged_once_for_arrays_beside_tensors(path: Path, said: Callable[[], list[str]]) -> None:
+    fastckpt.save({"tensors": state(), "arrays": [np.arange(40_000.0), np.arange(50_000.0)]}, path)
+    fastckpt.load(path, device="cpu")
+    assert said() == [f"{path}: on nfs4, so tensors are read in large parts and not mapped"]
+
+
+@pytest.mark.parametrize("options", [{"mode": "read"}, {"mode": "direct"}, {"mmap": False}], ids=str)
+def test_over_a_network_what_the_caller_chose_is_not_logged(
+    options: Any, path: Path, said: Callable[[], list[str]]
+) -> None:
+    fastckpt.load(path, **options)
+    fastckpt.load(path, keys=["half"], **options)
+    fastckpt.load_into(state(), path, mode="read")
+    assert said() == []
 
 
 @pytest.mark.usefixtures("network")

@@ -8,10 +8,12 @@ import mmap
 import os
 import pkgutil
 import shutil
+import threading
 import warnings
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -414,10 +416,23 @@ def test_what_a_slice_is_said_to_touch_is_what_it_touches(shape: list[int], gap:
         assert run == count if count == 1 else run == np.argmax(np.diff(picked, append=-1) != 1) + 1
 
 
-@pytest.mark.parametrize("index", ["x", 1.0, [0, 1], True, np.array([0, 1]), torch.tensor([1]), (0, [1]), {}], ids=str)
+@pytest.mark.parametrize("index", ["x", 1.0, [0, 1], np.array([0, 1]), torch.tensor([1]), (0, [1]), {}], ids=str)
 def test_other_indices_are_refused(index: Any, path: Path) -> None:
     with pytest.raises(TypeError, match=r"^big: index with integers, slices"):
         fastckpt.open(path)["big"][index]
+
+
+@pytest.mark.parametrize(
+    "index", [True, np.True_, np.array(True), torch.tensor(True), (0, torch.tensor(False))], ids=str
+)
+def test_a_bool_is_no_index_whosever_it_is(index: Any, path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^big: index with integers, slices"):
+        fastckpt.open(path)["big"][index]
+
+
+@pytest.mark.parametrize("index", [1, np.int8(1), np.array(1), torch.tensor(1), torch.tensor(1, dtype=torch.uint8)])
+def test_whole_numbers_of_all_kinds_are_indices(index: Any, path: Path) -> None:
+    assert fastckpt.open(path)["big"][index, index] == 301
 
 
 @pytest.mark.parametrize("index", [300, -301, (0, 300), (0, 0, 0), (..., ...), (0, 0, None, 0)], ids=str)
@@ -640,6 +655,66 @@ def test_verify_and_load_into_begin_again(path: Path, monkeypatch: pytest.Monkey
     assert target.tolist() == [1, 1, 1, 1]
 
 
+def replace_half_way(monkeypatch: pytest.MonkeyPatch, path: Path, new: Any) -> None:
+    """Save over the snapshot, the first time, when the first tensor is filled and the others are not."""
+    fill = fastckpt.filling._fill
+
+    def half(pairs: Any, contents: Any, **options: Any) -> None:
+        monkeypatch.setattr("fastckpt.filling._fill", fill)
+        fill(pairs[:1], contents, **options)
+        fastckpt.save(new, path)
+        fill(pairs[1:], contents, **options)
+
+    monkeypatch.setattr("fastckpt.filling._fill", half)
+
+
+def test_a_snapshot_replaced_half_way_by_one_that_fits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastckpt.save({"a": torch.ones(4), "b": torch.ones(5)}, path)
+    for strict in (True, False):
+        state = {"a": torch.zeros(4), "b": torch.zeros(5)}
+        replace_half_way(monkeypatch, path, {"a": torch.full((4,), 2.0), "b": torch.full((5,), 2.0)})
+        assert fastckpt.load_into(state, path, strict=strict) == ([], [])
+        assert torch.cat([*state.values()]).unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        (
+            {"a": torch.ones(3), "b": torch.zeros(5)},
+            "size mismatch for a: the snapshot has (3,), the target wants (4,).",
+        ),
+        ({"b": torch.zeros(5)}, 'Missing key(s) in snapshot: "a".'),
+    ],
+    ids=["other shapes", "fewer keys"],
+)
+def test_a_snapshot_replaced_half_way_by_one_that_does_not_fit(
+    new: Any, words: str, strict: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither said that nothing was changed, nor that a mixture is what was wanted."""
+    fastckpt.save({"a": torch.ones(4), "b": torch.ones(5)}, path)
+    replace_half_way(monkeypatch, path, new)
+    state = {"a": torch.zeros(4), "b": torch.zeros(5)}
+    with pytest.raises(fastckpt.MismatchError) as refused:
+        fastckpt.load_into(state, path, strict=strict)
+    assert (state["a"].tolist(), state["b"].tolist()) == ([1] * 4, [0] * 5)
+    head, *lines = str(refused.value).split("\n\t")
+    assert head == (
+        f"Error(s) in loading {path} into dict, which may have values of a snapshot that was replaced there; "
+        "load one that fits all of it, or make it anew:"
+    )
+    assert lines == [words]
+
+
+def test_keys_that_neither_snapshot_had_are_missing_and_no_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fastckpt.save({"a": torch.ones(4), "b": torch.ones(5)}, path)
+    replace_half_way(monkeypatch, path, {"a": torch.ones(4), "b": torch.ones(5), "d": torch.ones(1)})
+    state = {"a": torch.zeros(4), "b": torch.zeros(5), "c": torch.zeros(6)}
+    assert fastckpt.load_into(state, path, strict=False) == (["c"], ["d"])
+    assert not state["c"].any()
+
+
 def test_a_snapshot_that_is_deleted_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s"
     write_as_oneflow(path)
@@ -721,6 +796,18 @@ def test_into_targets_of_any_layout_and_dtype(kind: str, path: Path, weights: di
     assert (np.asarray(target.detach().resolve_neg() if isinstance(target, torch.Tensor) else target) == wanted).all()
 
 
+@pytest.mark.parametrize("dtype", ["f4", ">f4", "f8", ">f8", "i2", "c16", "?"])
+def test_into_an_array_without_dimensions(dtype: str, tmp_path: Path) -> None:
+    fastckpt.save({"big": np.ones(9, np.float32), "x": np.array(1, np.float32)}, tmp_path / "s")
+    state = {"big": np.zeros(9, np.float32), "x": np.zeros((), dtype)}
+    array = state["x"]
+    fastckpt.load_into(state, tmp_path / "s")
+    assert (array.dtype, array.shape, array == 1) == (np.dtype(dtype), (), True)
+    tensor = torch.zeros((), dtype=torch.float64)
+    fastckpt.load_into({"x": tensor}, tmp_path / "s", strict=False)
+    assert tensor == 1
+
+
 def test_a_dimension_of_one_has_no_stride_that_matters(tmp_path: Path) -> None:
     fastckpt.save({"x": torch.ones(1, 3), "y": torch.full((3, 1), 2.0)}, tmp_path / "s")
     state = {"x": torch.zeros(3).expand(1, 3), "y": torch.zeros(3).as_strided((3, 1), (1, 0))}
@@ -795,12 +882,56 @@ def test_of_targets_that_overlap_the_last_one_counts(turned: bool, tmp_path: Pat
         assert [part.unique().tolist() for part in (base[:50], base[50:100], base[100:])] == [[0], [1], [2]]
 
 
+def test_of_more_views_than_are_compared_the_last_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not compared may overlap: it is filled one after the other, too."""
+    runs: list[int] = []
+    fill = fastckpt.filling._fill
+
+    def noted(pairs: Any, *args: Any, **options: Any) -> None:
+        runs.append(len(pairs))
+        fill(pairs, *args, **options)
+
+    monkeypatch.setattr("fastckpt.filling._fill", noted)
+    base = torch.zeros(600, 100)
+    targets = {f"c{n}": base[:, n] for n in range(100)} | {"x": base[:500, 99]}
+    fastckpt.save(
+        {key: torch.full(part.shape, float(n)) for n, (key, part) in enumerate(targets.items())}, tmp_path / "s"
+    )
+    fastckpt.load_into(targets, tmp_path / "s")
+    assert runs == [1] * 101
+    assert (base[:500, 99].unique().tolist(), base[500:, 99].unique().tolist()) == ([100], [99])
+    runs.clear()
+    fastckpt.load_into({f"c{n}": base[:, n] for n in range(80)}, tmp_path / "s", strict=False)
+    assert runs == [80], "3,160 pairs are compared, and none overlaps"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_last_name_of_a_tensor_counts_where_others_overlap_it(turned: bool, tmp_path: Path) -> None:
+    base = torch.zeros(300, 200).T if turned else torch.zeros(200, 300)
+    targets = {"a": base, "b": base[:100], "c": base}
+    fastckpt.save(
+        {key: torch.full(part.shape, float(n)) for n, (key, part) in enumerate(targets.items())}, tmp_path / "s"
+    )
+    fastckpt.load_into(targets, tmp_path / "s")
+    assert base.unique().tolist() == [2]
+
+
 def test_autograd_notices(path: Path) -> None:
     weight = torch.zeros(300, 300, requires_grad=True)
     result = (weight.exp() * weight).sum()
     fastckpt.load_into({"big": weight}, path, strict=False)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.backward()
+
+
+def test_autograd_notices_whatever_the_layout(tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.ones(30, 20), "b": torch.ones(30, 20, dtype=torch.bool)}, tmp_path / "s")
+    state = {"x": torch.zeros(20, 30).T, "b": torch.zeros(20, 30, dtype=torch.bool).T}
+    for mode in (torch.no_grad, torch.enable_grad):
+        before = {key: tensor._version for key, tensor in state.items()}
+        with mode():
+            fastckpt.load_into(state, tmp_path / "s")
+        assert all(tensor._version > before[key] for key, tensor in state.items())
 
 
 def read_only() -> np.ndarray[Any, Any]:
@@ -855,6 +986,26 @@ def test_in_inference_mode_its_tensors_can_be_filled(path: Path) -> None:
         target = torch.zeros(300, 300)
         fastckpt.load_into({"big": target}, path, strict=False)
         assert target[1, 1] == 301
+
+
+def test_in_inference_mode_other_threads_can_fill_them_too(
+    path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mode is a thread's own."""
+
+    def never_here(work: Any, jobs: Any, _threads: int) -> list[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            return [*pool.map(work, jobs)]
+
+    monkeypatch.setattr("fastckpt.filling.parallel.run", never_here)
+    normal = torch.zeros(300, 300).T
+    with torch.inference_mode():
+        state = {key: torch.zeros_like(tensor) for key, tensor in weights.items()}
+        state["half"] = torch.zeros(*weights["half"].shape, 2, dtype=torch.float64)[..., 0]
+        fastckpt.load_into(state, path)
+        assert all(torch.equal(state[key], tensor.to(state[key].dtype)) for key, tensor in weights.items())
+        fastckpt.load_into({"big": normal}, path, strict=False)
+    assert torch.equal(normal, weights["big"])
 
 
 def test_keys_that_do_not_meet(path: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -1074,6 +1225,27 @@ def test_digests(path: Path, weights: dict[str, torch.Tensor]) -> None:
     meta.write_bytes(text.replace(b'"count":5', b'"count":5,"digest":"xxh128:00"'))
     assert "digest by 'xxh128'" in fastckpt.verify(path).problems[0]
     fastckpt.load(path)
+
+
+@pytest.mark.parametrize("kind", ["Maps", "Reads"])
+def test_two_threads_check_the_same_tensor(kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2)
+    check = fastckpt.lazy.check_memory
+
+    def together(*args: Any) -> None:
+        both.wait(30)
+        check(*args)
+        both.wait(30)
+
+    if kind == "Reads":
+        monkeypatch.setattr("fastckpt.snapshot.look_for_open", lambda _: "none")
+    handle = fastckpt.open(path, verify=True)["big"]
+    monkeypatch.setattr("fastckpt.lazy.check_memory", together)
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(lambda at: float(handle[at, 0]), (1, 2))]
+    assert found == [300, 600]
+    monkeypatch.delattr("fastckpt.lazy.check_memory")
+    assert handle[3, 0] == 900, "it is not looked at again"
 
 
 def test_progress(path: Path, weights: dict[str, torch.Tensor]) -> None:

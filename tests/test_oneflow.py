@@ -129,6 +129,12 @@ def test_open_with_more_tensors_than_maps(path: Path, monkeypatch: pytest.Monkey
     assert snapshot["numbers"][:].tolist() == [0, 1, 2, 3]
 
 
+def test_open_an_empty_tensor_among_more_than_can_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastckpt.lazy.MAP_LIMIT", 1)
+    snapshot = fastckpt.open(write(tmp_path / "a file"))
+    assert (snapshot["mask"][:].tolist(), snapshot["none"][:].shape) == ([True, False], (0, 3))
+
+
 def test_salvage(path: Path, tmp_path: Path) -> None:
     found = fastckpt.salvage(path)
     assert found

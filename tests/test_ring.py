@@ -181,10 +181,47 @@ def test_rooms_that_nobody_could_wait_for_are_never_used_again(error: BaseExcept
     before = len(ring._abandoned)
     with pytest.raises(type(error)):
         carried(lane, [20 * SMALL_ROOM], 2)
-    assert lane.calls == ["begin", "finish"]
+    assert lane.calls == ["begin", *["finish"] * (1 + isinstance(error, KeyboardInterrupt))]
     assert not lane.pool._free
     assert len(ring._abandoned) == before + 1, "a copy may still read them: they are kept"
     ring._abandoned.pop()
+
+
+def test_tensors_whose_copies_nobody_could_wait_for_are_kept(lane: LateLane) -> None:
+    """Else their memory would be another's when a copy that was begun arrives."""
+    lane.fail_finish = RuntimeError("the device is gone")
+    flat = torch.zeros(20 * SMALL_ROOM, dtype=torch.uint8)
+    known = weakref.ref(flat)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        stream(lane, pack([("x", len(flat), flat)]), lambda load, room: None, 2)
+    lane.fail_finish = None  # its frames have all
+    lane.waiting.clear()
+    lane.sent.clear()
+    del flat
+    gc.collect()
+    assert known() is not None
+    ring._abandoned.pop()
+    gc.collect()
+    assert known() is None
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_one_interrupt_at_the_end_keeps_nothing(times: int, lane: LateLane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when the wait is over, or the wait can be begun again."""
+    finish, interrupts = lane.finish, [KeyboardInterrupt()] * times
+
+    def interrupted() -> None:
+        finish()
+        if interrupts:
+            raise interrupts.pop()
+
+    monkeypatch.setattr(lane, "finish", interrupted)
+    before = len(ring._abandoned)
+    with pytest.raises(KeyboardInterrupt):
+        carried(lane, [20 * SMALL_ROOM], 2)
+    assert (len(lane.pool._free) > 0) == (times == 1)
+    assert len(ring._abandoned) == before + times - 1
+    del ring._abandoned[before:]
 
 
 # ---- rooms ----

@@ -68,7 +68,8 @@ class TorchCodec:
             for obj, room in pairs:
                 tensor = _raw(obj)
                 target = torch.from_numpy(room).view(tensor.dtype).view(tensor.shape)
-                target.copy_(tensor, non_blocking=tensor.is_cuda)
+                lazy = tensor.is_conj() or tensor.is_neg()  # which the host does, at once: when all of it must be there
+                target.copy_(tensor, non_blocking=tensor.is_cuda and not lazy)
 
     def make(self, buffer: Any, dtype: DType, shape: tuple[int, ...], where: str) -> torch.Tensor:
         if dtype.dlpack is not None and isinstance(buffer, _core.Mapping) and len(buffer):
@@ -116,7 +117,8 @@ class TorchCodec:
         return _bytes_of(target)
 
     def fill(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        with torch.no_grad():
+        # Only in inference mode can its tensors be changed, and only outside of it do all others tell autograd of that.
+        with torch.inference_mode() if target.is_inference() else torch.no_grad():
             if target.dtype == source.dtype and target.itemsize == 1:
                 target, source = target.detach().view(torch.uint8), source.view(torch.uint8)
             target.copy_(source)
