@@ -14,6 +14,7 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 
 import fastckpt
-from fastckpt import _core, background, parallel
+from fastckpt import _core, background, parallel, tasks
 from fastckpt.torch import pinned
 
 PATIENCE = 60.0  # seconds until a test gives up; none takes that long
@@ -71,7 +72,7 @@ def _no_memory_kept() -> Iterator[None]:
 
 def kept() -> Any:
     """The memory that waits for the next copy."""
-    return background._arena._free
+    return tasks.arena._free
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -352,15 +353,15 @@ def test_an_interrupt_while_waiting_leaves_the_save_alone(tmp_path: Path, gate: 
     fastckpt.verify(tmp_path / "s")
 
 
-@pytest.mark.parametrize("where", ["copied", "places_of", "partial"])
+@pytest.mark.parametrize("where", [(tasks, "copied"), (tasks, "places_of"), (background, "partial")], ids=itemgetter(1))
 def test_an_interrupt_before_the_save_has_begun_undoes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[types.ModuleType, str]
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(background, where, interrupt)
+        patch.setattr(*where, interrupt)
         with pytest.raises(KeyboardInterrupt):
             fastckpt.save_async({"w": ints(5)}, tmp_path / "s")
     assert not list(tmp_path.iterdir())
@@ -434,7 +435,7 @@ def test_an_error_that_nobody_asks_for_is_reported_once(
         gate.opened.set()
         until(handle.done)
         with pytest.raises(TimeoutError):
-            fastckpt.SaveHandle(background._Task("other", 0)).result(0)
+            fastckpt.SaveHandle(tasks.Task("other", 0)).result(0)
         assert uncaught == []
         del handle
     until(lambda: bool(uncaught))

@@ -1,0 +1,147 @@
+"""Saves in the background: what a handle and the thread that saves have in common, and whose turn it is."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable
+
+from fastckpt.arena import Arena, Bytes, copied, places_of
+from fastckpt.errors import BusyError
+from fastckpt.garbage import collector_at_rest
+from fastckpt.plan import WritePlan
+
+__all__ = ["Task", "Turns", "arena"]
+
+
+class Task:
+    """What a handle and the thread that saves have in common. It does not know the handle, which so can go away.
+
+    Attributes
+    ----------
+    over : threading.Event
+        Set once, as the last act; nothing else of it changes after that.
+    error : BaseException or None
+        What the save raised.
+    """
+
+    def __init__(self, path: str, total: int) -> None:
+        self.path = path
+        self.total = total
+        self.written = 0
+        self.over = threading.Event()
+        self.error: BaseException | None = None
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._go = threading.Event()
+        self._memory: Bytes | None = None
+        self._work: Callable[[], None] | None = None
+        self._thread: threading.Thread | None = None
+        self._abandoned = False
+        self._unasked: list[BaseException] = []  # the error, until somebody has it: taking it out is atomic
+
+    def copied(self, plan: WritePlan) -> WritePlan:
+        """Give the plan over a copy, in memory that is this save's until it is over."""
+        with collector_at_rest():
+            places = places_of(plan)
+            self._memory = arena.take(places.room)
+            return copied(plan, places, self._memory)
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Go on in a thread, which begins when this one has nothing to wait for any more, or both wait for the GIL."""
+        self._work = work
+        self._thread = threading.Thread(target=self._run, name=f"save_async to {self.path}", daemon=False)
+        self._thread.start()
+        self._go.set()
+
+    def withdraw(self) -> None:
+        """End it, unless it goes on in its thread: an interrupt may come when it just does."""
+        if not self._go.is_set():
+            self._end()
+        self._go.set()
+
+    def note(self, nbytes: int) -> None:
+        """Count what was written."""
+        with self._lock:
+            self.written += nbytes
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait until it is over; from then on somebody knows of the error."""
+        if not self.over.is_set() and os.getpid() != self._owner:
+            raise RuntimeError(f"{self.path}: is being saved by the process that this one was forked from")
+        if not self.over.wait(timeout):
+            raise TimeoutError(f"{self.path}: not saved after {timeout} s; the save goes on")
+        self._unasked.clear()
+
+    def abandon(self) -> None:
+        """Know that nobody can ask any more. Called in any thread, at any point: it must not wait for a lock."""
+        self._abandoned = True
+        if self.over.is_set():
+            self._report()
+
+    def _run(self) -> None:
+        self._go.wait()
+        if self.over.is_set():
+            return
+        assert self._work is not None, "start() has set it"
+        try:
+            self._work()
+        except BaseException as problem:  # noqa: BLE001
+            traceback.clear_frames(problem.__traceback__)  # they hold the tensors
+            self.error = problem
+            self._unasked.append(problem)
+        self._end()
+        if self._abandoned:
+            self._report()
+
+    def _end(self) -> None:
+        """Let go of all that is large, and let the next one begin."""
+        self._work = None
+        if self._memory is not None:
+            arena.give(self._memory)
+            self._memory = None
+        self.over.set()
+
+    def _report(self) -> None:
+        if os.getpid() != self._owner:
+            return
+        try:
+            problem = self._unasked.pop()
+        except IndexError:
+            return
+        args = (type(problem), problem, problem.__traceback__, self._thread)
+        threading.excepthook(threading.ExceptHookArgs(args))
+
+
+class Turns:
+    """One save after the other."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: what ran does not run there."""
+        self._lock = threading.Lock()
+        self._last: Task | None = None
+
+    def take(self, task: Task, *, wait: bool) -> None:
+        """Return when no other task runs; it then is `task` that does, until it is over."""
+        while True:
+            with self._lock:
+                before = self._last
+                if before is None or before.over.is_set():
+                    self._last = task
+                    return
+            if not wait:
+                raise BusyError(f"{task.path}: a save to {before.path} still runs; wait for its result() first")
+            before.over.wait()
+
+    def wait(self) -> None:
+        """Wait for what runs: Python itself does not wait for a save that begins in an exit handler."""
+        if self._last is not None:
+            self._last.over.wait()
+
+
+arena = Arena()  # the copies of all tasks
+os.register_at_fork(after_in_child=arena.forget)
