@@ -88,20 +88,22 @@ class Task:
         try:
             self._work()
         except BaseException as problem:  # noqa: BLE001
-            traceback.clear_frames(problem.__traceback__)  # they hold the tensors
-            self.error = problem
+            self.error = problem  # first: whatever goes wrong from here on, the save has failed by this
             self._unasked.append(problem)
-        self._end()
+            traceback.clear_frames(problem.__traceback__)  # they hold the tensors
+        finally:
+            self._end()
         if self._abandoned:
             self._report()
 
     def _end(self) -> None:
         """Let go of all that is large, and let the next one begin."""
-        self._work = None
-        if self._memory is not None:
-            arena.give(self._memory)
-            self._memory = None
-        self.over.set()
+        memory, self._memory, self._work = self._memory, None, None
+        try:
+            if memory is not None:
+                arena.give(memory)
+        finally:
+            self.over.set()
 
     def _report(self) -> None:
         if os.getpid() != self._owner:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -444,6 +445,29 @@ def test_an_error_that_nobody_asks_for_is_reported_once(
     assert str(tmp_path / "parent") in str(problem)
     fastckpt.save_async({}, tmp_path / "s").result(PATIENCE)  # the next one is not held responsible
     assert len(uncaught) == 1
+
+
+@pytest.mark.parametrize("where", [(traceback, "clear_frames"), (tasks.arena, "give")], ids=itemgetter(1))
+def test_what_goes_wrong_behind_the_save_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncaught: list[BaseException], where: tuple[Any, str]
+) -> None:
+    def fail(_: Any) -> None:
+        raise MemoryError("behind the save")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "File", NoSpace)
+        patch.setattr(*where, fail)
+        handle = fastckpt.save_async({"w": ints(LARGE)}, tmp_path / "s")
+        thread = handle._task._thread
+        assert thread is not None
+        thread.join(PATIENCE)
+        over = handle.done()
+        handle._task.over.set()  # or what comes next would wait for ever
+    assert over
+    with pytest.raises(OSError, match="no space"):
+        handle.result(PATIENCE)
+    assert [str(problem) for problem in uncaught] == ["behind the save"]
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "s", when_busy="refuse").result(PATIENCE)
 
 
 # --- several saves ----------------------------------------------------------------------------------------------------
