@@ -74,6 +74,12 @@ class Task:
             raise TimeoutError(f"{self.path}: not saved after {timeout} s; the save goes on")
         self._unasked.clear()
 
+    def join(self) -> None:
+        """Wait until it is over, and its thread has told what nobody asked for."""
+        self.over.wait()
+        if self._thread is not None and self._thread.is_alive():  # an interrupt may have kept it from starting
+            self._thread.join()
+
     def abandon(self) -> None:
         """Know that nobody can ask any more. Called in any thread, at any point: it must not wait for a lock."""
         self._abandoned = True
@@ -142,7 +148,7 @@ class Turns:
     def wait(self) -> None:
         """Wait for what runs: Python itself does not wait for a save that begins in an exit handler."""
         if self._last is not None:
-            self._last.over.wait()
+            self._last.join()
 
 
 arena = Arena()  # the copies of all tasks

@@ -560,6 +560,31 @@ def test_a_failure_at_exit_is_printed(tmp_path: Path, drop: bool) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_exit_waits_until_an_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    """The interpreter would end in the middle of the text: what Python waits for by itself are no saves at exit."""
+
+    def told(_: Any) -> None:
+        waited.wait(0.3)
+        order.append("told")
+
+    def wait() -> None:
+        background._turns.wait()
+        order.append("waited")
+        waited.set()
+
+    waited, order = threading.Event(), list[str]()
+    monkeypatch.setattr(threading, "excepthook", told)
+    (tmp_path / "parent").mkdir()
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "parent/s")  # and no handle
+    (tmp_path / "parent").rmdir()
+    exiting = threading.Thread(target=wait)
+    exiting.start()
+    gate.opened.set()
+    exiting.join(PATIENCE)
+    until(lambda: len(order) == 2)
+    assert order == ["told", "waited"]
+
+
 FORK = """
     go = threading.Event()
 
