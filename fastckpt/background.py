@@ -66,6 +66,9 @@ def save_async(
     has asked the handle for goes to ``threading.excepthook``, which prints it: when the handle is no longer there, or
     at exit. The exit status stays what it was: a program that must not end well without its snapshot calls
     ``result()``. A forked child has no part in the save.
+
+    Where no thread can be begun (the system refuses one more, or the interpreter is about to end), the save is done
+    when this returns, and what it raises is raised here.
     """
     check_path(path)
     if when_busy not in ("wait", "refuse"):
@@ -74,14 +77,18 @@ def save_async(
     task = Task(os.fspath(path), plan.nbytes)
     handle = SaveHandle(task)
     try:
-        _turns.take(task, wait=when_busy == "wait")
+        in_thread = _turns.take(task, wait=when_busy == "wait")
         task.path = target_of(task.path, overwrite)
-        if copy:
+        if copy and in_thread:
             plan = task.copied(plan)
         else:
             settle(plan)
         write = partial(write_plan, threads=threads, overwrite=overwrite, durable=durable, digest=digest)
-        task.start(partial(write, plan, task.path, progress=task.note))
+        work = partial(write, plan, task.path, progress=task.note)
+        if in_thread:
+            task.start(work)
+        else:
+            task.do(work)
     except BaseException:
         task.withdraw()
         raise
@@ -155,4 +162,4 @@ class SaveHandle:
 
 _turns = Turns()
 os.register_at_fork(after_in_child=_turns.forget)
-atexit.register(_turns.wait)
+atexit.register(_turns.end)

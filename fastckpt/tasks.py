@@ -52,8 +52,19 @@ class Task:
         """Go on in a thread, which begins when this one has nothing to wait for any more, or both wait for the GIL."""
         self._work = work
         self._thread = threading.Thread(target=self._run, name=f"save_async to {self.path}", daemon=False)
-        self._thread.start()
-        self._go.set()
+        try:
+            self._thread.start()
+        except RuntimeError:  # too many threads; or, since Python 3.12, the interpreter is about to end
+            self._thread = None
+        if self._thread is None:
+            self.do(work)
+        else:
+            self._go.set()
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do it in this thread, and raise what it raises: kept, an error would hold the frames of all who called."""
+        work()
+        self._end()
 
     def withdraw(self) -> None:
         """End it, unless it goes on in its thread: an interrupt may come when it just does."""
@@ -126,6 +137,7 @@ class Turns:
     """One save after the other."""
 
     def __init__(self) -> None:
+        self._ended = False
         self.forget()
 
     def forget(self) -> None:
@@ -133,14 +145,17 @@ class Turns:
         self._lock = threading.Lock()
         self._last: Task | None = None
 
-    def take(self, task: Task, *, wait: bool) -> None:
-        """Return when no other task runs; it then is `task` that does, until it is over."""
+    def take(self, task: Task, *, wait: bool) -> bool:
+        """Return when no other task runs; it then is `task` that does, until it is over.
+
+        True when it may go on in a thread; False when it has to be over before the caller goes on.
+        """
         while True:
             with self._lock:
                 before = self._last
                 if before is None or before.over.is_set():
                     self._last = task
-                    return
+                    return not self._ended
             if not wait:
                 raise BusyError(f"{task.path}: a save to {before.path} still runs; wait for its result() first")
             before.over.wait()
@@ -149,6 +164,11 @@ class Turns:
         """Wait for what runs: Python itself does not wait for a save that begins in an exit handler."""
         if self._last is not None:
             self._last.join()
+
+    def end(self) -> None:
+        """Wait at exit. Nobody would wait for a save that an exit handler begins which is called after this one."""
+        self._ended = True
+        self.wait()
 
 
 arena = Arena()  # the copies of all tasks

@@ -585,6 +585,24 @@ def test_the_exit_waits_until_an_error_is_told(tmp_path: Path, monkeypatch: pyte
     assert order == ["told", "waited"]
 
 
+BEFORE_IMPORT = """
+    import atexit
+
+    def last():
+        fastckpt.save_async({"w": np.arange(3 << 20)}, folder + "/s")
+
+    atexit.register(last)
+    import numpy as np
+    import fastckpt
+"""
+
+
+def test_a_save_by_an_exit_handler_that_is_older_than_the_module(tmp_path: Path) -> None:
+    """It is called when this module has waited already."""
+    assert run(BEFORE_IMPORT, tmp_path).stderr == ""
+    fastckpt.verify(tmp_path / "s")
+
+
 FORK = """
     go = threading.Event()
 
@@ -642,6 +660,62 @@ def test_a_kill_in_the_middle_leaves_the_old_snapshot(tmp_path: Path) -> None:
     assert list(fastckpt.load(tmp_path / "s")) == ["old"]
     fastckpt.save_async({"new": ints(4)}, tmp_path / "s").result(PATIENCE)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+class NoThread(threading.Thread):
+    """What the system says to one too many, and Python 3.12 to each that an exit handler asks for."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+
+@pytest.mark.parametrize("copy", [True, False], ids=["copied", "direct"])
+def test_without_a_thread_the_save_is_done_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: bool) -> None:
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    obj = {"w": np.arange(LARGE), "v": np.arange(4)}
+    handle = fastckpt.save_async(obj, tmp_path / "s", copy=copy)
+    assert handle.done()
+    assert handle.progress == (obj["w"].nbytes + obj["v"].nbytes,) * 2
+    handle.result(0)
+    assert rig.equal(rig.loaded(tmp_path / "s"), obj)
+    fastckpt.save_async({}, tmp_path / "s", when_busy="refuse").result(0)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()], ids=repr)
+def test_what_a_save_without_a_thread_raises_is_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncaught: list[BaseException], error: BaseException
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoThread)
+        patch.setattr(background, "write_plan", fail)
+        with pytest.raises(type(error)) as caught:
+            fastckpt.save_async({"w": ints(LARGE)}, tmp_path / "s")
+    assert caught.value is error
+    assert error.__context__ is None
+    assert uncaught == []
+    assert kept() is not None
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "s", when_busy="refuse").result(PATIENCE)
+
+
+NO_THREADS = """
+    def start(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    def last():
+        threading.Thread.start = start
+        fastckpt.save_async(state, folder + "/s")
+
+    atexit.register(last)
+"""
+
+
+def test_a_save_at_exit_without_threads(tmp_path: Path) -> None:
+    assert run(SLOW + NO_THREADS, tmp_path).stderr == ""
+    fastckpt.verify(tmp_path / "s")
+    assert len(fastckpt.load(tmp_path / "s")) == 10
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
