@@ -68,7 +68,8 @@ def save_async(
     ``result()``. A forked child has no part in the save.
 
     Where no thread can be begun (the system refuses one more, or the interpreter is about to end), the save is done
-    when this returns, and what it raises is raised here.
+    when this returns, and what it raises is raised here. So it is in a signal handler that has interrupted another
+    ``save_async`` before that returned, which goes on afterwards; it then makes no copy.
     """
     check_path(path)
     if when_busy not in ("wait", "refuse"):
@@ -92,6 +93,8 @@ def save_async(
     except BaseException:
         task.withdraw()
         raise
+    finally:
+        _turns.leave(task)
     return handle
 
 

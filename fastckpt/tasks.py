@@ -144,12 +144,23 @@ class Turns:
         """Begin anew in a forked child: what ran does not run there."""
         self._lock = threading.Lock()
         self._last: Task | None = None
+        self._here = threading.local()  # its `task`: what this thread is about to let go on by itself
 
     def take(self, task: Task, *, wait: bool) -> bool:
         """Return when no other task runs; it then is `task` that does, until it is over.
 
-        True when it may go on in a thread; False when it has to be over before the caller goes on.
+        True when it may go on in a thread; False when it has to be over before the caller goes on. So it is for a
+        signal handler that has interrupted another save before that could: to wait for it would be to wait for oneself.
         """
+        outer: Task | None = getattr(self._here, "task", None)
+        if outer is None or outer.over.is_set():
+            self._here.task = task
+            return self._taken(task, wait)
+        if not wait:
+            raise BusyError(f"{task.path}: came in the middle of a save to {outer.path}, which has to go on first")
+        return False
+
+    def _taken(self, task: Task, wait: bool) -> bool:
         while True:
             with self._lock:
                 before = self._last
@@ -159,6 +170,11 @@ class Turns:
             if not wait:
                 raise BusyError(f"{task.path}: a save to {before.path} still runs; wait for its result() first")
             before.over.wait()
+
+    def leave(self, task: Task) -> None:
+        """Say that the caller does nothing more for `task`."""
+        if getattr(self._here, "task", None) is task:
+            self._here.task = None
 
     def wait(self) -> None:
         """Wait for what runs: Python itself does not wait for a save that begins in an exit handler."""

@@ -502,6 +502,91 @@ def test_a_plain_save_to_the_same_path_meanwhile(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"s"}
 
 
+# --- signal handlers --------------------------------------------------------------------------------------------------
+
+IN_HANDLER = """
+    import signal, threading
+    import numpy as np
+    import fastckpt
+    from fastckpt import _core, tasks
+
+    def copy(*arguments, **options):
+        core_copy(*arguments, **options)
+        signal.raise_signal(signal.SIGTERM)  # the handler is called before the next line
+
+    def handler(*_):
+        try:
+            handle = fastckpt.save_async(state, folder + "/" + name, when_busy=when_busy)
+            handle.result()
+        except fastckpt.BusyError as problem:
+            told.append(str(problem))
+        else:
+            told.append(f"{handle.done()}, {tasks.arena._free}")
+
+    core_copy, _core.copy = _core.copy, copy
+    signal.signal(signal.SIGTERM, handler)
+    state, told = {"w": np.arange(3 << 20), "v": np.arange(4)}, []
+    fastckpt.save_async(state, folder + "/s").result()
+    print(*told)
+"""
+
+
+@pytest.mark.parametrize("name", ["s", "other"])
+def test_a_signal_handler_saves_first(tmp_path: Path, name: str) -> None:
+    """What it has interrupted cannot go on before it returns. It makes no second copy."""
+    assert run(IN_HANDLER, tmp_path, name=name, when_busy="wait").stdout == "True, None\n"
+    for each in ("s", name):
+        fastckpt.verify(tmp_path / each)
+    assert {path.name for path in tmp_path.iterdir()} == {"s", name}
+
+
+def test_a_signal_handler_is_refused(tmp_path: Path) -> None:
+    done = run(IN_HANDLER, tmp_path, name="other", when_busy="refuse")
+    assert done.stdout == f"{tmp_path}/other: came in the middle of a save to {tmp_path}/s, which has to go on first\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+AT_ANY_LINE = """
+    import os, sys
+    import numpy as np
+    import fastckpt
+    from fastckpt import background, tasks
+
+    ours = {background.__file__, tasks.__file__}
+
+    def save(name):
+        fastckpt.save_async({"w": np.arange(9)}, folder + "/" + name, durable=False).result()
+
+    def trace(frame, event, argument):
+        global left
+        if frame.f_code.co_filename not in ours:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                save("inner")
+        return trace
+
+    lines = 0
+    while True:
+        lines += 1
+        left = lines
+        sys.settrace(trace)
+        save("outer")
+        sys.settrace(None)
+        fastckpt.load(folder + "/outer")
+        if left > 0:
+            break
+        fastckpt.load(folder + "/inner")
+        os.rename(folder + "/inner", folder + f"/inner {lines}")
+    assert lines > 50, lines
+"""
+
+
+def test_a_handler_that_saves_at_any_line_of_a_save(tmp_path: Path) -> None:
+    run(AT_ANY_LINE, tmp_path)
+
+
 # --- the end of the process -------------------------------------------------------------------------------------------
 
 SLOW = """
