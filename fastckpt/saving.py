@@ -73,6 +73,8 @@ def save(
         Something in `obj` cannot be stored; the message says where it sits. Nothing was written.
     NotCommittedError, FormatError
         `path` exists and is no snapshot; it is left as it is.
+    BusyError
+        This is a signal handler that has interrupted a save to the same path just when that replaces the old snapshot.
     CommitUncertain
         The new snapshot is in place, but the system failed to confirm that it is durable.
     OSError

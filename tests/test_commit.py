@@ -814,9 +814,12 @@ def test_what_stands_in_the_way_of_the_old_one_is_named(parent: Path) -> None:
 
 
 def hold(path: Path) -> Handle:
-    """Lock a folder as another save does."""
+    """Lock a folder as another save does, in a thread of its own."""
     handle = Handle(str(path))
-    assert handle.acquire()
+    other = threading.Thread(target=handle.acquire)
+    other.start()
+    other.join()
+    assert handle.locked
     return handle
 
 
@@ -989,6 +992,51 @@ def test_who_holds_the_target_for_too_long_is_an_error(parent: Path, monkeypatch
     assert rig.descriptors() == open_before  # though the error, and all that it came through, is still held here
     assert rig.tree_of(parent) == before
     living.close()
+    fastckpt.save(NEW, parent / "s")
+
+
+def in_the_middle(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Act while a save replaces its target, as a signal handler can."""
+    real = commit._exchange
+
+    def exchange(*arguments: Any) -> str:
+        monkeypatch.setattr(commit, "_exchange", real)
+        act()
+        return real(*arguments)
+
+    monkeypatch.setattr(commit, "_exchange", exchange)
+    for wait in ("_PUBLISH_WAIT", "_SAVE_WAIT"):
+        monkeypatch.setattr(commit, wait, 0.05)
+
+
+@pytest.mark.parametrize("locks", ["folders", "files"])
+def test_a_save_never_waits_for_its_own_thread(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, locks: str
+) -> None:
+    def act() -> None:
+        fastckpt.save(NEW, parent / "other")
+        with pytest.raises(fastckpt.BusyError, match=r"s(\.lock)?: .* same thread") as caught:
+            fastckpt.save({}, parent / "s")
+        problems.append(caught.value)
+
+    if locks == "files":
+        request.getfixturevalue("lock_files")
+    problems: list[BaseException] = []
+    in_the_middle(monkeypatch, act)
+    fastckpt.save(NEW, parent / "s")
+    assert len(problems) == 1
+    for name in ("s", "other"):
+        assert rig.equal(rig.loaded(parent / name), NEW)
+    fastckpt.save(NEW, parent / "s")
+    assert {name for name in names(parent) if not name.endswith(".lock")} == {"s", "other"}
+
+
+def test_an_error_in_the_middle_of_a_save_leaves_the_old_one(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rig.tree_of(parent)
+    in_the_middle(monkeypatch, lambda: fastckpt.save({}, parent / "s"))
+    with pytest.raises(fastckpt.BusyError):
+        fastckpt.save(NEW, parent / "s")
+    assert rig.tree_of(parent) == before
     fastckpt.save(NEW, parent / "s")
 
 
