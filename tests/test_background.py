@@ -222,13 +222,44 @@ def test_the_memory_is_kept_for_the_next_copy_and_given_back(tmp_path: Path) -> 
 
     first = saved(LARGE, 100, LARGE)
     assert saved(LARGE - 5, LARGE) is first
-    assert saved(2, LARGE + 5) is first
+    assert saved(2, 2 * LARGE * 7 // 8) is first
     larger = saved(3 * LARGE)
     assert first() is None
     smaller = saved(LARGE)
     assert larger() is None
     fastckpt.release_memory()
     assert smaller() is None
+
+
+def test_a_little_save_in_between_costs_the_next_large_one_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would fault on every page anew, and CUDA lock them."""
+
+    def allocate(sizes: list[int], *, inherited: bool = True) -> Any:
+        if not inherited:  # which is what copies lie in
+            allocated.extend(sizes)
+        return real(sizes, inherited=inherited)
+
+    real, allocated = _core.allocate, list[int]()
+    monkeypatch.setattr(_core, "allocate", allocate)
+    large = {"w": np.ones(8 * LARGE, np.uint8)}
+    for _ in range(3):
+        for obj in (large, {"epoch": 1}, {}, {"w": np.ones(LARGE, np.uint8)}):
+            fastckpt.save_async(obj, tmp_path / "s", durable=False).result(PATIENCE)
+            fastckpt.verify(tmp_path / "s")
+    assert allocated == [8 * LARGE]
+
+
+def test_no_more_than_an_eighth_of_what_is_kept_is_unused_when_much_is_needed() -> None:
+    arena, all_of_it = tasks.Arena(), 8 << 20
+    for need in (0, 1, 1 << 20, (1 << 20) + 1, 4 << 20, (7 << 20) - 1, 7 << 20, all_of_it, all_of_it + 1):
+        arena.give(arena.take(all_of_it))
+        memory = arena.take(need)
+        if need in (0, 1, 1 << 20, 7 << 20, all_of_it):
+            assert len(memory) == all_of_it
+        else:
+            assert len(memory) == need
 
 
 def test_large_tensors_are_written_from_where_they_were_copied_to(
