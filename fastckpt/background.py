@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fastckpt.commit import target_of
+from fastckpt.parallel import check_threads
 from fastckpt.saving import check_path, plan_of, settle, write_plan
 from fastckpt.tasks import Task, Turns, arena
 
@@ -72,6 +73,7 @@ def save_async(
     ``save_async`` before that returned, which goes on afterwards; it then makes no copy.
     """
     check_path(path)
+    check_threads(threads)
     if when_busy not in ("wait", "refuse"):
         raise ValueError(f"when_busy must be 'wait' or 'refuse', not {when_busy!r}")
     plan = plan_of(obj, index)

@@ -86,6 +86,7 @@ def save(
     other thread may change the object meanwhile: one that resizes a tensor takes the memory away that is being read.
     """
     check_path(path)
+    parallel.check_threads(threads)
     _check_foreign(global_dst_rank, foreign)
     plan = plan_of(obj, index)
     settle(plan)
