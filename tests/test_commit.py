@@ -1212,3 +1212,44 @@ def test_a_forked_child_that_unwinds_discards_nothing(parent: Path) -> None:
     subprocess.run([sys.executable, "-c", FORK_AND_UNWIND, str(parent / "s")], check=True, timeout=30)
     assert rig.tree_of(parent / "s").keys() == {"w", "w/meta", "w/out", "snapshot_done"}
     assert names(parent) == {"s"}
+
+
+FORK_BESIDE = """
+import os, sys, threading
+import numpy as np
+import fastckpt
+from fastckpt.staging import Stage
+
+def write_part(stage, folder, file, *rest):
+    real(stage, folder, file, *rest)
+    reached.wait()  # by one thread for each of the two files, and by the one that forks
+    forked.wait()
+
+real, Stage.write_part = Stage.write_part, write_part
+reached, forked = threading.Barrier(3), threading.Barrier(3)
+state = {"a": np.ones(3 << 20, np.uint8), "b": np.ones(3 << 20, np.uint8)}
+saving = threading.Thread(target=fastckpt.save, args=(state, sys.argv[1]), kwargs={"threads": 2})
+saving.start()
+reached.wait()
+
+def kept():
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return [link for link in links if os.path.islink(link) and ".saving-" in os.readlink(link)]
+
+assert len(kept()) == 3, kept()  # the folder that is locked, and the two files
+child = os.fork()
+if child == 0:
+    os._exit(len(kept()))
+Stage.write_part = real
+forked.wait()
+saving.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_keeps_no_file_of_a_save(parent: Path) -> None:
+    """Or the space of a snapshot that is gone stayed taken for as long as a data loader's worker lives."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK_BESIDE, str(parent / "s")]
+    done = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
+    assert done.stdout == "0\n"
+    fastckpt.verify(parent / "s")
