@@ -123,7 +123,13 @@ class SaveHandle:
         return self._task.written, self._task.total
 
     def done(self) -> bool:
-        """Tell whether the save has ended, well or not."""
+        """Tell whether the save has ended.
+
+        Returns
+        -------
+        bool
+            True when it has, well or not; `exception` then does not wait.
+        """
         return self._task.over.is_set()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -132,12 +138,19 @@ class SaveHandle:
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait.
+            Seconds to wait; by default as long as it takes.
+
+        Returns
+        -------
+        BaseException or None
+            What `result` would raise. It counts as asked for, and is not printed any more.
 
         Raises
         ------
         TimeoutError
             The save has not ended yet. It goes on, as it does after an interrupt.
+        RuntimeError
+            This process was forked from the one that saves, before the save had ended.
         """
         self._task.wait(timeout)
         return self._task.error
@@ -148,7 +161,14 @@ class SaveHandle:
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait; TimeoutError then, as from `exception`.
+            Seconds to wait; by default as long as it takes.
+
+        Raises
+        ------
+        TimeoutError, RuntimeError
+            As from `exception`.
+        CheckpointError, OSError
+            What ``save`` raises: the snapshot that was there is untouched (but see ``CommitUncertain``).
         """
         problem = self.exception(timeout)
         try:
