@@ -132,13 +132,14 @@ static int write_tail(struct fc_blob *blob, struct fc_error *err)
 
 int fc_finish_blob(struct fc_blob *blob, bool sync, struct fc_error *err)
 {
-    int rc = -1;
+    int rc = -1, fd = blob->fd;
     if (write_tail(blob, err) < 0 || fc_check_size(blob->fd, blob->size, err) < 0)
         goto out;
     if (sync && fc_sync_file(blob->fd, err) < 0)
         goto out;
-    rc = fc_close_written(blob->fd, err);
+    /* First: a child that is forked in between closes what it finds here, and the number may be another file's by then. */
     blob->fd = -1;
+    rc = fc_close_written(fd, err);
 out:
     fc_abandon_blob(blob);
     return rc;
@@ -146,9 +147,10 @@ out:
 
 void fc_abandon_blob(struct fc_blob *blob)
 {
-    if (blob->fd >= 0)
-        fc_close_read(blob->fd);
+    int fd = blob->fd;
     blob->fd = -1;
+    if (fd >= 0)
+        fc_close_read(fd);
 }
 
 /* Whole blocks, as many as there are; the last may end anywhere. -1 when O_DIRECT is refused, with nothing done. */

@@ -32,7 +32,9 @@ _RUN = 1 << 30  # bytes: what one call copies
 class Arena:
     """Memory for one copy, which whoever takes it has alone until it is given back.
 
-    Memory that is too small, or more than twice as large as needed, is returned to the system.
+    What is kept serves again when at most an eighth of it is more than needed; and when no more than an eighth is
+    needed: what is saved in between says nothing about the next copy that is large. Else it is returned to the system
+    before other memory is taken. So it is one copy's memory, the last large one's, of which at most an eighth is spare.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ class Arena:
     def take(self, nbytes: int) -> Bytes:
         """Give at least `nbytes`, of any content."""
         memory = self._taken()
-        if memory is None or not nbytes <= len(memory) <= 2 * nbytes:
+        if memory is None or not _fits(len(memory), nbytes):
             del memory  # before more is asked for
             (mapping,) = _core.allocate([max(nbytes, 1)], inherited=False)
             memory = np.frombuffer(memoryview(mapping), np.uint8)
@@ -64,6 +66,10 @@ class Arena:
         with self._lock:
             memory, self._free = self._free, None
             return memory
+
+
+def _fits(kept: int, nbytes: int) -> bool:
+    return nbytes <= kept and (nbytes <= kept // 8 or kept - nbytes <= kept // 8)
 
 
 class Places(NamedTuple):

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
-import traceback
 import weakref
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from fastckpt.arena import Arena, Bytes, copied, places_of
 from fastckpt.commit import target_of
-from fastckpt.errors import BusyError
-from fastckpt.garbage import collector_at_rest
-from fastckpt.plan import WritePlan
+from fastckpt.parallel import check_threads
 from fastckpt.saving import check_path, plan_of, settle, write_plan
+from fastckpt.tasks import Task, Turns, arena
 
 __all__ = ["SaveHandle", "release_memory", "save_async"]
 
@@ -72,37 +67,48 @@ def save_async(
     has asked the handle for goes to ``threading.excepthook``, which prints it: when the handle is no longer there, or
     at exit. The exit status stays what it was: a program that must not end well without its snapshot calls
     ``result()``. A forked child has no part in the save.
+
+    Where no thread can be begun (the system refuses one more, or the interpreter is about to end), the save is done
+    when this returns, and what it raises is raised here. So it is in a signal handler that has interrupted another
+    ``save_async`` before that returned, which goes on afterwards; it then makes no copy.
     """
     check_path(path)
+    check_threads(threads)
     if when_busy not in ("wait", "refuse"):
         raise ValueError(f"when_busy must be 'wait' or 'refuse', not {when_busy!r}")
     plan = plan_of(obj, index)
-    task = _Task(os.fspath(path), plan.nbytes)
+    task = Task(os.fspath(path), plan.nbytes)
     handle = SaveHandle(task)
     try:
-        _turns.take(task, wait=when_busy == "wait")
+        in_thread = _turns.take(task, wait=when_busy == "wait")
         task.path = target_of(task.path, overwrite)
-        if copy:
+        if copy and in_thread:
             plan = task.copied(plan)
         else:
             settle(plan)
         write = partial(write_plan, threads=threads, overwrite=overwrite, durable=durable, digest=digest)
-        task.start(partial(write, plan, task.path, progress=task.note))
+        work = partial(write, plan, task.path, progress=task.note)
+        if in_thread:
+            task.start(work)
+        else:
+            task.do(work)
     except BaseException:
         task.withdraw()
         raise
+    finally:
+        _turns.leave(task)
     return handle
 
 
 def release_memory() -> None:
     """Give the memory back that ``save_async`` keeps for its next copy. What a running save uses stays."""
-    _arena.release()
+    arena.release()
 
 
 class SaveHandle:
     """A save in the background, from ``save_async``. Any thread may use it."""
 
-    def __init__(self, task: _Task) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
         weakref.finalize(self, task.abandon)
 
@@ -117,7 +123,13 @@ class SaveHandle:
         return self._task.written, self._task.total
 
     def done(self) -> bool:
-        """Tell whether the save has ended, well or not."""
+        """Tell whether the save has ended.
+
+        Returns
+        -------
+        bool
+            True when it has, well or not; `exception` then does not wait.
+        """
         return self._task.over.is_set()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -126,12 +138,19 @@ class SaveHandle:
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait.
+            Seconds to wait; by default as long as it takes.
+
+        Returns
+        -------
+        BaseException or None
+            What `result` would raise. It counts as asked for, and is not printed any more.
 
         Raises
         ------
         TimeoutError
             The save has not ended yet. It goes on, as it does after an interrupt.
+        RuntimeError
+            This process was forked from the one that saves, before the save had ended.
         """
         self._task.wait(timeout)
         return self._task.error
@@ -142,7 +161,14 @@ class SaveHandle:
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait; TimeoutError then, as from `exception`.
+            Seconds to wait; by default as long as it takes.
+
+        Raises
+        ------
+        TimeoutError, RuntimeError
+            As from `exception`.
+        CheckpointError, OSError
+            What ``save`` raises: the snapshot that was there is untouched (but see ``CommitUncertain``).
         """
         problem = self.exception(timeout)
         try:
@@ -159,136 +185,6 @@ class SaveHandle:
         return f"<SaveHandle {self.path!r}: {state}>"
 
 
-class _Task:
-    """What a handle and the thread that saves have in common. It does not know the handle, which so can go away.
-
-    Attributes
-    ----------
-    over : threading.Event
-        Set once, as the last act; nothing else of it changes after that.
-    error : BaseException or None
-        What the save raised.
-    """
-
-    def __init__(self, path: str, total: int) -> None:
-        self.path = path
-        self.total = total
-        self.written = 0
-        self.over = threading.Event()
-        self.error: BaseException | None = None
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._go = threading.Event()
-        self._memory: Bytes | None = None
-        self._work: Callable[[], None] | None = None
-        self._thread: threading.Thread | None = None
-        self._abandoned = False
-        self._unasked: list[BaseException] = []  # the error, until somebody has it: taking it out is atomic
-
-    def copied(self, plan: WritePlan) -> WritePlan:
-        """Give the plan over a copy, in memory that is this save's until it is over."""
-        with collector_at_rest():
-            places = places_of(plan)
-            self._memory = _arena.take(places.room)
-            return copied(plan, places, self._memory)
-
-    def start(self, work: Callable[[], None]) -> None:
-        """Go on in a thread, which begins when this one has nothing to wait for any more, or both wait for the GIL."""
-        self._work = work
-        self._thread = threading.Thread(target=self._run, name=f"save_async to {self.path}", daemon=False)
-        self._thread.start()
-        self._go.set()
-
-    def withdraw(self) -> None:
-        """End it, unless it goes on in its thread: an interrupt may come when it just does."""
-        if not self._go.is_set():
-            self._end()
-        self._go.set()
-
-    def note(self, nbytes: int) -> None:
-        """Count what was written."""
-        with self._lock:
-            self.written += nbytes
-
-    def wait(self, timeout: float | None) -> None:
-        """Wait until it is over; from then on somebody knows of the error."""
-        if not self.over.is_set() and os.getpid() != self._owner:
-            raise RuntimeError(f"{self.path}: is being saved by the process that this one was forked from")
-        if not self.over.wait(timeout):
-            raise TimeoutError(f"{self.path}: not saved after {timeout} s; the save goes on")
-        self._unasked.clear()
-
-    def abandon(self) -> None:
-        """Know that nobody can ask any more. Called in any thread, at any point: it must not wait for a lock."""
-        self._abandoned = True
-        if self.over.is_set():
-            self._report()
-
-    def _run(self) -> None:
-        self._go.wait()
-        if self.over.is_set():
-            return
-        assert self._work is not None, "start() has set it"
-        try:
-            self._work()
-        except BaseException as problem:  # noqa: BLE001
-            traceback.clear_frames(problem.__traceback__)  # they hold the tensors
-            self.error = problem
-            self._unasked.append(problem)
-        self._end()
-        if self._abandoned:
-            self._report()
-
-    def _end(self) -> None:
-        """Let go of all that is large, and let the next one begin."""
-        self._work = None
-        if self._memory is not None:
-            _arena.give(self._memory)
-            self._memory = None
-        self.over.set()
-
-    def _report(self) -> None:
-        if os.getpid() != self._owner:
-            return
-        try:
-            problem = self._unasked.pop()
-        except IndexError:
-            return
-        args = (type(problem), problem, problem.__traceback__, self._thread)
-        threading.excepthook(threading.ExceptHookArgs(args))
-
-
-class _Turns:
-    """One save after the other."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew in a forked child: what ran does not run there."""
-        self._lock = threading.Lock()
-        self._last: _Task | None = None
-
-    def take(self, task: _Task, *, wait: bool) -> None:
-        """Return when no other task runs; it then is `task` that does, until it is over."""
-        while True:
-            with self._lock:
-                before = self._last
-                if before is None or before.over.is_set():
-                    self._last = task
-                    return
-            if not wait:
-                raise BusyError(f"{task.path}: a save to {before.path} still runs; wait for its result() first")
-            before.over.wait()
-
-    def wait(self) -> None:
-        """Wait for what runs: Python itself does not wait for a save that begins in an exit handler."""
-        if self._last is not None:
-            self._last.over.wait()
-
-
-_arena = Arena()
-_turns = _Turns()
-os.register_at_fork(after_in_child=_arena.forget)
+_turns = Turns()
 os.register_at_fork(after_in_child=_turns.forget)
-atexit.register(_turns.wait)
+atexit.register(_turns.end)

@@ -33,7 +33,7 @@ class CheckpointError(Exception):
 
 
 class BusyError(CheckpointError):
-    """Another ``save_async`` of this process has not ended yet, and the caller would not wait."""
+    """Another save of this process has not ended yet, and the caller would not wait for it, or never see its end."""
 
 
 class NotCommittedError(CheckpointError):

@@ -79,10 +79,13 @@ class Handle:
         Its descriptor; -1 when closed.
     locked : bool or None
         Whether it is locked; None where the file system cannot.
+    holder : int
+        The thread that locked it.
     """
 
     fd = -1  # here, so that one which had no memory to begin with can be closed
     locked: bool | None = False
+    holder = 0
 
     def __init__(self, name: str, dir_fd: int | None = None, flags: int = FOLDER) -> None:
         with _opening:
@@ -93,7 +96,7 @@ class Handle:
         """Lock without waiting, and tell whether it is `locked` now."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.locked = True
+            self.locked, self.holder = True, threading.get_ident()
         except BlockingIOError:
             self.locked = False
         except OSError as problem:
@@ -101,6 +104,13 @@ class Handle:
                 raise
             self.locked = None
         return self.locked
+
+    def is_held_here(self) -> bool:
+        """Tell whether this very thread has the lock already, by another handle: it cannot wait for itself."""
+        status, me = os.fstat(self.fd), threading.get_ident()
+        with _opening:
+            ours = [other for other in _handles if other.holder == me and other is not self]
+        return any(other.fd >= 0 and os.path.samestat(os.fstat(other.fd), status) for other in ours)
 
     def is_at(self, name: str, dir_fd: int) -> bool:
         """Tell whether the name leads to what is open here."""

@@ -5,15 +5,30 @@ Plain threads: Python's pools take no work once the main thread has ended, when 
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
-__all__ = ["beside", "run"]
+__all__ = ["beside", "check_threads", "run"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def check_threads(threads: Any) -> None:
+    """Refuse what a caller cannot mean by a number of threads: it is at least 1, or None for as many as suit."""
+    if threads is None:
+        return
+    try:
+        count = operator.index(threads)
+    except TypeError:
+        count = None
+    if count is None or isinstance(threads, bool):
+        raise TypeError(f"threads must be an int or None, not {type(threads).__name__}")
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, or None for as many as suit, not {count}")
 
 
 def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> list[Result]:

@@ -20,6 +20,7 @@ from fastckpt.layout import DONE
 from fastckpt.loading import flat
 from fastckpt.making import Maker
 from fastckpt.meta import Meta
+from fastckpt.parallel import check_threads
 from fastckpt.problems import Problem, Unsound
 from fastckpt.salvaged import Salvage
 from fastckpt.verifying import listed
@@ -70,6 +71,7 @@ def salvage(
     Nothing is guessed: a tensor whose meta is damaged is lost, unless the index has that meta. Symbolic links are not
     followed, and files of others are passed over.
     """
+    check_threads(threads)
     make = Maker(as_)
 
     def act(contents: Contents) -> Salvage:

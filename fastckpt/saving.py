@@ -73,6 +73,8 @@ def save(
         Something in `obj` cannot be stored; the message says where it sits. Nothing was written.
     NotCommittedError, FormatError
         `path` exists and is no snapshot; it is left as it is.
+    BusyError
+        This is a signal handler that has interrupted a save to the same path just when that replaces the old snapshot.
     CommitUncertain
         The new snapshot is in place, but the system failed to confirm that it is durable.
     OSError
@@ -84,6 +86,7 @@ def save(
     other thread may change the object meanwhile: one that resizes a tensor takes the memory away that is being read.
     """
     check_path(path)
+    parallel.check_threads(threads)
     _check_foreign(global_dst_rank, foreign)
     plan = plan_of(obj, index)
     settle(plan)

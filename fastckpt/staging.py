@@ -11,6 +11,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -52,6 +53,7 @@ class Stage:
         self._writing: set[int] = set()  # threads; whoever looks at `_over` is in it
         self._over = False
         self._files: set[_core.File] = set()  # that are being filled
+        _stages.add(self)
 
     def create(self, parent_fd: int) -> bool:
         """Make and lock it; False where folders cannot be locked."""
@@ -165,7 +167,11 @@ class Stage:
         self._over = True
         while self._writing - {threading.get_ident()}:
             time.sleep(0.001)
-        while self._files:  # an error holds them; and NFS deletes no folder with an open file in it
+        self.drop()  # an error holds them; and NFS deletes no folder with an open file in it
+
+    def drop(self) -> None:
+        """Close the files that are being filled."""
+        while self._files:
             self._files.pop().abandon()
 
     def link_tensor(self, folder: str, meta: bytes, twin: str, *, sync: bool) -> bool:
@@ -209,6 +215,17 @@ class Stage:
         """Release the lock; the folder stays, wherever it is by now."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _close_in_child() -> None:
+    """A child that outlives the snapshot must not keep its files: their space would stay taken. (One that is just being
+    created when the process forks is not known yet.)"""
+    for stage in list(_stages):
+        stage.drop()
+
+
+_stages: weakref.WeakSet[Stage] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def retire(name: str, parent_fd: int, *, durable: bool = True) -> None:

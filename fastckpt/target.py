@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from fastckpt.errors import FormatError, NotCommittedError
+from fastckpt.errors import BusyError, FormatError, NotCommittedError
 from fastckpt.handles import FOLDER, Handle, named, opened
 from fastckpt.layout import DONE, META, OUT
 
@@ -182,6 +182,11 @@ def _wait_for(handle: Handle, path: str, limit: float) -> None:
     give_up = time.monotonic() + limit
     pause = 0.001
     while handle.acquire() is False:
+        if handle.is_held_here():
+            raise BusyError(
+                f"{path}: is being replaced by a save of this same thread, which this one has interrupted, as a signal "
+                "handler does; save to another path, or when that save has returned"
+            )
         if time.monotonic() > give_up:
             raise TimeoutError(errno.ETIMEDOUT, f"another save has held this for {limit:.0f} s", path)
         time.sleep(pause)

@@ -16,6 +16,7 @@ from fastckpt.indexed import MarkerReader, read_table
 from fastckpt.layout import DONE, META, OUT
 from fastckpt.marker import IndexEntry, parse_index
 from fastckpt.meta import Meta
+from fastckpt.parallel import check_threads
 from fastckpt.problems import Problem, Unsound
 
 __all__ = ["Report", "listed", "verify"]
@@ -81,6 +82,8 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
     FileNotFoundError, PermissionError
         The folder cannot be looked at.
     """
+
+    check_threads(threads)
 
     def act(contents: Contents) -> Report:
         return _report(contents, threads, progress)

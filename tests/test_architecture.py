@@ -29,8 +29,8 @@ LAYERS = (
     ("torch", "torch.tensors", "torch.pinned"),
     ("__init__",),
     (
-        *("salvaging", "salvaged", "background", "saving", "filling", "diffing", "outline", "snapshot", "loading"),
-        *("making", "quick"),
+        *("salvaging", "salvaged", "background", "tasks", "saving", "filling", "diffing", "outline", "snapshot"),
+        *("loading", "making", "quick"),
         *("lazy", "warming", "verifying", "checking", "sending", "fetching"),
         *("doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),

@@ -11,9 +11,11 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from lane_rig import FakeCuda
 from torch import nn
 
 import fastckpt
-from fastckpt import _core, background, parallel
+from fastckpt import _core, background, parallel, tasks
 from fastckpt.codec import codec_for
 from fastckpt.torch import pinned
 
@@ -73,7 +75,7 @@ def _no_memory_kept() -> Iterator[None]:
 
 def kept() -> Any:
     """The memory that waits for the next copy."""
-    return background._arena._free
+    return tasks.arena._free
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -222,13 +224,44 @@ def test_the_memory_is_kept_for_the_next_copy_and_given_back(tmp_path: Path) -> 
 
     first = saved(LARGE, 100, LARGE)
     assert saved(LARGE - 5, LARGE) is first
-    assert saved(2, LARGE + 5) is first
+    assert saved(2, 2 * LARGE * 7 // 8) is first
     larger = saved(3 * LARGE)
     assert first() is None
     smaller = saved(LARGE)
     assert larger() is None
     fastckpt.release_memory()
     assert smaller() is None
+
+
+def test_a_little_save_in_between_costs_the_next_large_one_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would fault on every page anew, and CUDA lock them."""
+
+    def allocate(sizes: list[int], *, inherited: bool = True) -> Any:
+        if not inherited:  # which is what copies lie in
+            allocated.extend(sizes)
+        return real(sizes, inherited=inherited)
+
+    real, allocated = _core.allocate, list[int]()
+    monkeypatch.setattr(_core, "allocate", allocate)
+    large = {"w": np.ones(8 * LARGE, np.uint8)}
+    for _ in range(3):
+        for obj in (large, {"epoch": 1}, {}, {"w": np.ones(LARGE, np.uint8)}):
+            fastckpt.save_async(obj, tmp_path / "s", durable=False).result(PATIENCE)
+            fastckpt.verify(tmp_path / "s")
+    assert allocated == [8 * LARGE]
+
+
+def test_no_more_than_an_eighth_of_what_is_kept_is_unused_when_much_is_needed() -> None:
+    arena, all_of_it = tasks.Arena(), 8 << 20
+    for need in (0, 1, 1 << 20, (1 << 20) + 1, 4 << 20, (7 << 20) - 1, 7 << 20, all_of_it, all_of_it + 1):
+        arena.give(arena.take(all_of_it))
+        memory = arena.take(need)
+        if need in (0, 1, 1 << 20, 7 << 20, all_of_it):
+            assert len(memory) == all_of_it
+        else:
+            assert len(memory) == need
 
 
 def test_large_tensors_are_written_from_where_they_were_copied_to(
@@ -354,15 +387,15 @@ def test_an_interrupt_while_waiting_leaves_the_save_alone(tmp_path: Path, gate: 
     fastckpt.verify(tmp_path / "s")
 
 
-@pytest.mark.parametrize("where", ["copied", "places_of", "partial"])
+@pytest.mark.parametrize("where", [(tasks, "copied"), (tasks, "places_of"), (background, "partial")], ids=itemgetter(1))
 def test_an_interrupt_before_the_save_has_begun_undoes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[types.ModuleType, str]
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(background, where, interrupt)
+        patch.setattr(*where, interrupt)
         with pytest.raises(KeyboardInterrupt):
             fastckpt.save_async({"w": ints(5)}, tmp_path / "s")
     assert not list(tmp_path.iterdir())
@@ -436,7 +469,7 @@ def test_an_error_that_nobody_asks_for_is_reported_once(
         gate.opened.set()
         until(handle.done)
         with pytest.raises(TimeoutError):
-            fastckpt.SaveHandle(background._Task("other", 0)).result(0)
+            fastckpt.SaveHandle(tasks.Task("other", 0)).result(0)
         assert uncaught == []
         del handle
     until(lambda: bool(uncaught))
@@ -445,6 +478,29 @@ def test_an_error_that_nobody_asks_for_is_reported_once(
     assert str(tmp_path / "parent") in str(problem)
     fastckpt.save_async({}, tmp_path / "s").result(PATIENCE)  # the next one is not held responsible
     assert len(uncaught) == 1
+
+
+@pytest.mark.parametrize("where", [(traceback, "clear_frames"), (tasks.arena, "give")], ids=itemgetter(1))
+def test_what_goes_wrong_behind_the_save_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncaught: list[BaseException], where: tuple[Any, str]
+) -> None:
+    def fail(_: Any) -> None:
+        raise MemoryError("behind the save")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_core, "File", NoSpace)
+        patch.setattr(*where, fail)
+        handle = fastckpt.save_async({"w": ints(LARGE)}, tmp_path / "s")
+        thread = handle._task._thread
+        assert thread is not None
+        thread.join(PATIENCE)
+        over = handle.done()
+        handle._task.over.set()  # or what comes next would wait for ever
+    assert over
+    with pytest.raises(OSError, match="no space"):
+        handle.result(PATIENCE)
+    assert [str(problem) for problem in uncaught] == ["behind the save"]
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "s", when_busy="refuse").result(PATIENCE)
 
 
 # --- several saves ----------------------------------------------------------------------------------------------------
@@ -477,6 +533,91 @@ def test_a_plain_save_to_the_same_path_meanwhile(tmp_path: Path) -> None:
         fastckpt.verify(tmp_path / "s")
         assert any(rig.equal(rig.loaded(tmp_path / "s"), obj) for obj in objects)
     assert {path.name for path in tmp_path.iterdir()} == {"s"}
+
+
+# --- signal handlers --------------------------------------------------------------------------------------------------
+
+IN_HANDLER = """
+    import signal, threading
+    import numpy as np
+    import fastckpt
+    from fastckpt import _core, tasks
+
+    def copy(*arguments, **options):
+        core_copy(*arguments, **options)
+        signal.raise_signal(signal.SIGTERM)  # the handler is called before the next line
+
+    def handler(*_):
+        try:
+            handle = fastckpt.save_async(state, folder + "/" + name, when_busy=when_busy)
+            handle.result()
+        except fastckpt.BusyError as problem:
+            told.append(str(problem))
+        else:
+            told.append(f"{handle.done()}, {tasks.arena._free}")
+
+    core_copy, _core.copy = _core.copy, copy
+    signal.signal(signal.SIGTERM, handler)
+    state, told = {"w": np.arange(3 << 20), "v": np.arange(4)}, []
+    fastckpt.save_async(state, folder + "/s").result()
+    print(*told)
+"""
+
+
+@pytest.mark.parametrize("name", ["s", "other"])
+def test_a_signal_handler_saves_first(tmp_path: Path, name: str) -> None:
+    """What it has interrupted cannot go on before it returns. It makes no second copy."""
+    assert run(IN_HANDLER, tmp_path, name=name, when_busy="wait").stdout == "True, None\n"
+    for each in ("s", name):
+        fastckpt.verify(tmp_path / each)
+    assert {path.name for path in tmp_path.iterdir()} == {"s", name}
+
+
+def test_a_signal_handler_is_refused(tmp_path: Path) -> None:
+    done = run(IN_HANDLER, tmp_path, name="other", when_busy="refuse")
+    assert done.stdout == f"{tmp_path}/other: came in the middle of a save to {tmp_path}/s, which has to go on first\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+AT_ANY_LINE = """
+    import os, sys
+    import numpy as np
+    import fastckpt
+    from fastckpt import background, tasks
+
+    ours = {background.__file__, tasks.__file__}
+
+    def save(name):
+        fastckpt.save_async({"w": np.arange(9)}, folder + "/" + name, durable=False).result()
+
+    def trace(frame, event, argument):
+        global left
+        if frame.f_code.co_filename not in ours:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                save("inner")
+        return trace
+
+    lines = 0
+    while True:
+        lines += 1
+        left = lines
+        sys.settrace(trace)
+        save("outer")
+        sys.settrace(None)
+        fastckpt.load(folder + "/outer")
+        if left > 0:
+            break
+        fastckpt.load(folder + "/inner")
+        os.rename(folder + "/inner", folder + f"/inner {lines}")
+    assert lines > 50, lines
+"""
+
+
+def test_a_handler_that_saves_at_any_line_of_a_save(tmp_path: Path) -> None:
+    run(AT_ANY_LINE, tmp_path)
 
 
 # --- the end of the process -------------------------------------------------------------------------------------------
@@ -537,6 +678,49 @@ def test_a_failure_at_exit_is_printed(tmp_path: Path, drop: bool) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_exit_waits_until_an_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    """The interpreter would end in the middle of the text: what Python waits for by itself are no saves at exit."""
+
+    def told(_: Any) -> None:
+        waited.wait(0.3)
+        order.append("told")
+
+    def wait() -> None:
+        background._turns.wait()
+        order.append("waited")
+        waited.set()
+
+    waited, order = threading.Event(), list[str]()
+    monkeypatch.setattr(threading, "excepthook", told)
+    (tmp_path / "parent").mkdir()
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "parent/s")  # and no handle
+    (tmp_path / "parent").rmdir()
+    exiting = threading.Thread(target=wait)
+    exiting.start()
+    gate.opened.set()
+    exiting.join(PATIENCE)
+    until(lambda: len(order) == 2)
+    assert order == ["told", "waited"]
+
+
+BEFORE_IMPORT = """
+    import atexit
+
+    def last():
+        fastckpt.save_async({"w": np.arange(3 << 20)}, folder + "/s")
+
+    atexit.register(last)
+    import numpy as np
+    import fastckpt
+"""
+
+
+def test_a_save_by_an_exit_handler_that_is_older_than_the_module(tmp_path: Path) -> None:
+    """It is called when this module has waited already."""
+    assert run(BEFORE_IMPORT, tmp_path).stderr == ""
+    fastckpt.verify(tmp_path / "s")
+
+
 FORK = """
     go = threading.Event()
 
@@ -594,6 +778,62 @@ def test_a_kill_in_the_middle_leaves_the_old_snapshot(tmp_path: Path) -> None:
     assert list(fastckpt.load(tmp_path / "s")) == ["old"]
     fastckpt.save_async({"new": ints(4)}, tmp_path / "s").result(PATIENCE)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+class NoThread(threading.Thread):
+    """What the system says to one too many, and Python 3.12 to each that an exit handler asks for."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+
+@pytest.mark.parametrize("copy", [True, False], ids=["copied", "direct"])
+def test_without_a_thread_the_save_is_done_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: bool) -> None:
+    monkeypatch.setattr(threading, "Thread", NoThread)
+    obj = {"w": np.arange(LARGE), "v": np.arange(4)}
+    handle = fastckpt.save_async(obj, tmp_path / "s", copy=copy)
+    assert handle.done()
+    assert handle.progress == (obj["w"].nbytes + obj["v"].nbytes,) * 2
+    handle.result(0)
+    assert rig.equal(rig.loaded(tmp_path / "s"), obj)
+    fastckpt.save_async({}, tmp_path / "s", when_busy="refuse").result(0)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()], ids=repr)
+def test_what_a_save_without_a_thread_raises_is_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncaught: list[BaseException], error: BaseException
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoThread)
+        patch.setattr(background, "write_plan", fail)
+        with pytest.raises(type(error)) as caught:
+            fastckpt.save_async({"w": ints(LARGE)}, tmp_path / "s")
+    assert caught.value is error
+    assert error.__context__ is None
+    assert uncaught == []
+    assert kept() is not None
+    fastckpt.save_async({"w": ints(5)}, tmp_path / "s", when_busy="refuse").result(PATIENCE)
+
+
+NO_THREADS = """
+    def start(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    def last():
+        threading.Thread.start = start
+        fastckpt.save_async(state, folder + "/s")
+
+    atexit.register(last)
+"""
+
+
+def test_a_save_at_exit_without_threads(tmp_path: Path) -> None:
+    assert run(SLOW + NO_THREADS, tmp_path).stderr == ""
+    fastckpt.verify(tmp_path / "s")
+    assert len(fastckpt.load(tmp_path / "s")) == 10
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -814,9 +814,12 @@ def test_what_stands_in_the_way_of_the_old_one_is_named(parent: Path) -> None:
 
 
 def hold(path: Path) -> Handle:
-    """Lock a folder as another save does."""
+    """Lock a folder as another save does, in a thread of its own."""
     handle = Handle(str(path))
-    assert handle.acquire()
+    other = threading.Thread(target=handle.acquire)
+    other.start()
+    other.join()
+    assert handle.locked
     return handle
 
 
@@ -992,6 +995,51 @@ def test_who_holds_the_target_for_too_long_is_an_error(parent: Path, monkeypatch
     fastckpt.save(NEW, parent / "s")
 
 
+def in_the_middle(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Act while a save replaces its target, as a signal handler can."""
+    real = commit._exchange
+
+    def exchange(*arguments: Any) -> str:
+        monkeypatch.setattr(commit, "_exchange", real)
+        act()
+        return real(*arguments)
+
+    monkeypatch.setattr(commit, "_exchange", exchange)
+    for wait in ("_PUBLISH_WAIT", "_SAVE_WAIT"):
+        monkeypatch.setattr(commit, wait, 0.05)
+
+
+@pytest.mark.parametrize("locks", ["folders", "files"])
+def test_a_save_never_waits_for_its_own_thread(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, locks: str
+) -> None:
+    def act() -> None:
+        fastckpt.save(NEW, parent / "other")
+        with pytest.raises(fastckpt.BusyError, match=r"s(\.lock)?: .* same thread") as caught:
+            fastckpt.save({}, parent / "s")
+        problems.append(caught.value)
+
+    if locks == "files":
+        request.getfixturevalue("lock_files")
+    problems: list[BaseException] = []
+    in_the_middle(monkeypatch, act)
+    fastckpt.save(NEW, parent / "s")
+    assert len(problems) == 1
+    for name in ("s", "other"):
+        assert rig.equal(rig.loaded(parent / name), NEW)
+    fastckpt.save(NEW, parent / "s")
+    assert {name for name in names(parent) if not name.endswith(".lock")} == {"s", "other"}
+
+
+def test_an_error_in_the_middle_of_a_save_leaves_the_old_one(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rig.tree_of(parent)
+    in_the_middle(monkeypatch, lambda: fastckpt.save({}, parent / "s"))
+    with pytest.raises(fastckpt.BusyError):
+        fastckpt.save(NEW, parent / "s")
+    assert rig.tree_of(parent) == before
+    fastckpt.save(NEW, parent / "s")
+
+
 def test_the_lock_belongs_to_the_folder_that_is_the_target_now(parent: Path) -> None:
     """Who waited for the lock of a folder that was replaced meanwhile takes the lock of the new one."""
     living = hold(parent / "s")
@@ -1164,3 +1212,44 @@ def test_a_forked_child_that_unwinds_discards_nothing(parent: Path) -> None:
     subprocess.run([sys.executable, "-c", FORK_AND_UNWIND, str(parent / "s")], check=True, timeout=30)
     assert rig.tree_of(parent / "s").keys() == {"w", "w/meta", "w/out", "snapshot_done"}
     assert names(parent) == {"s"}
+
+
+FORK_BESIDE = """
+import os, sys, threading
+import numpy as np
+import fastckpt
+from fastckpt.staging import Stage
+
+def write_part(stage, folder, file, *rest):
+    real(stage, folder, file, *rest)
+    reached.wait()  # by one thread for each of the two files, and by the one that forks
+    forked.wait()
+
+real, Stage.write_part = Stage.write_part, write_part
+reached, forked = threading.Barrier(3), threading.Barrier(3)
+state = {"a": np.ones(3 << 20, np.uint8), "b": np.ones(3 << 20, np.uint8)}
+saving = threading.Thread(target=fastckpt.save, args=(state, sys.argv[1]), kwargs={"threads": 2})
+saving.start()
+reached.wait()
+
+def kept():
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return [link for link in links if os.path.islink(link) and ".saving-" in os.readlink(link)]
+
+assert len(kept()) == 3, kept()  # the folder that is locked, and the two files
+child = os.fork()
+if child == 0:
+    os._exit(len(kept()))
+Stage.write_part = real
+forked.wait()
+saving.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_keeps_no_file_of_a_save(parent: Path) -> None:
+    """Or the space of a snapshot that is gone stayed taken for as long as a data loader's worker lives."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK_BESIDE, str(parent / "s")]
+    done = subprocess.run(command, check=True, timeout=30, capture_output=True, text=True)
+    assert done.stdout == "0\n"
+    fastckpt.verify(parent / "s")

@@ -339,3 +339,30 @@ def test_a_long_record_before_an_index_with_zeros_between(tmp_path: Path) -> Non
     state = {"log": ["y" * 1000] * 500, "w": np.arange(3)}
     fastckpt.save(state, tmp_path / "s")
     assert fastckpt.load(tmp_path / "s")["log"] == state["log"]
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [0, -1, -2, -(2**70), True, False, 1.0, "1"])
+@pytest.mark.parametrize("call", ["save", "save_async", "load", "verify", "salvage"])
+def test_a_number_of_threads_that_is_none_is_refused_at_once(tmp_path: Path, call: str, threads: Any) -> None:
+    fastckpt.save({"w": np.arange(3)}, tmp_path / "s")
+    before = (tmp_path / "s").stat().st_ino
+    path = tmp_path / "s" if call.startswith("save") else tmp_path / "none"  # which is not even looked for
+    arguments = ({}, path) if call.startswith("save") else (path,)
+    right = type(threads) is int
+    text = f"not {threads}$" if right else f"not {type(threads).__name__}$"
+    with pytest.raises(ValueError if right else TypeError, match=f"^threads must be .* {text}"):
+        getattr(fastckpt, call)(*arguments, threads=threads)
+    assert (tmp_path / "s").stat().st_ino == before
+
+
+@pytest.mark.parametrize("threads", [None, 1, np.int64(3)])
+def test_numbers_of_threads(tmp_path: Path, threads: Any) -> None:
+    obj = {"w": np.arange(1 << 20)}
+    fastckpt.save(obj, tmp_path / "s", threads=threads)
+    fastckpt.save_async(obj, tmp_path / "s", threads=threads).result()
+    assert fastckpt.verify(tmp_path / "s", threads=threads).ok
+    loaded = fastckpt.load(tmp_path / "s", as_="numpy", mode="read", threads=threads)
+    assert (loaded["w"] == obj["w"]).all()
