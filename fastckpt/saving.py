@@ -127,14 +127,14 @@ def write_plan(
                 large=plan.nbytes_above(LARGE),
             )
         texts = write_items(plan, stage, way, progress)
-        make = partial(_marker, plan, texts, seal=digest)
+        make = partial(_marker, plan, stage.path, texts, seal=digest)
         waits = durable and not way.sync
         stage.seal(_while_synced(stage, make, long=plan.index and len(plan.items) > _MANY_TENSORS) if waits else make())
 
 
-def _marker(plan: WritePlan, texts: dict[str, bytes], *, seal: bool) -> Iterator[bytes]:
+def _marker(plan: WritePlan, path: str, texts: dict[str, bytes], *, seal: bool) -> Iterator[bytes]:
     """Give the marker in pieces, of which the first ones are made at once."""
-    copies = plan.small_blobs()
+    copies = plan.small_blobs(path)
     return itertools.chain([plan.marker(texts, seal=seal), *itertools.islice(copies, _COPIES)], copies)
 
 

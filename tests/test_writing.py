@@ -29,6 +29,7 @@ from fastckpt import _core, digests, saving, ways, writing
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
 from fastckpt.filesystems import FileSystem
+from fastckpt.plan import WritePlan
 from fastckpt.staging import Stage
 
 _PART = 64 << 10
@@ -544,8 +545,40 @@ def test_what_is_resized_meanwhile_is_not_committed(
         return real(*arguments, **options)
 
     monkeypatch.setattr(saving, "way_for", meanwhile)
-    with pytest.raises(UnsupportedError, match=r"w: \d+ bytes when the save began, then \d+; save a copy"):
+    with pytest.raises(UnsupportedError, match=r"/s/w: \d+ bytes when the save began, then \d+; save a copy"):
         fastckpt.save(saved, parent / "s")
+
+
+@pytest.mark.parametrize("count", [2, 150], ids=["after the sync", "beside the sync"])
+@pytest.mark.parametrize("length", [0, 20, 49, 51, 8000])
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_what_is_resized_between_its_file_and_the_marker_is_not_committed(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, kind: str, length: int, count: int
+) -> None:
+    """The marker has copies of small tensors, each at a place that the sizes of those before it tell."""
+    monkeypatch.setattr(ways, "_can_sync_whole", lambda *_: True)
+    make = np.arange if kind == "array" else torch.arange
+    saved = {"w": make(50), "others": {str(at): make(50) for at in range(count)}}
+    real, resized = Stage.sync, threading.Event()
+
+    def sync(self: Stage) -> None:
+        if not resized.is_set():
+            (resize_array if kind == "array" else resize_tensor)(saved["w"], length)
+            resized.set()
+        real(self)
+
+    def copies(plan: Any, *arguments: Any) -> Any:  # those that are made beside a sync may come before it
+        if count > saving._MANY_TENSORS:
+            assert resized.wait(60)
+        return real_copies(plan, *arguments)
+
+    real_copies = WritePlan.small_blobs
+    monkeypatch.setattr(WritePlan, "small_blobs", copies)
+    monkeypatch.setattr(Stage, "sync", sync)
+    found = length * 8
+    with pytest.raises(UnsupportedError, match=rf"/s/w: 400 bytes when the save began, then {found}; save a copy"):
+        fastckpt.save(saved, parent / "s")
+    assert resized.is_set()
 
 
 @pytest.mark.usefixtures("parts")
