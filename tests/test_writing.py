@@ -388,6 +388,38 @@ def test_the_way_fits_the_file_system(
     assert ways.way_for(0, 3, durable=durable, digest=True).threads == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "sync"),
+    [
+        *(("ext4", False), ("xfs", False), ("btrfs", False), ("tmpfs", False)),
+        *(("overlay", True), ("aufs", True), ("ecryptfs", True), ("nfs4", True), ("fuse.sshfs", True)),
+        ("unknown", True),
+    ],
+)
+def test_every_file_is_synced_where_a_sync_of_all_may_hide_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, sync: bool
+) -> None:
+    """What lies over another file system does not hear of the writes that are lost below it."""
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: FileSystem.named(name))
+    monkeypatch.setattr(ways, "unwritten", lambda: 0)
+    assert ways.way_for(0, None, durable=True, digest=True).sync is sync
+    assert not ways.way_for(0, None, durable=False, digest=True).sync
+
+
+def test_on_an_overlay_nothing_is_left_to_a_sync_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: each file and folder is made durable on its own."""
+    if not seccomp.NUMBERS:
+        pytest.skip("no seccomp here")
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: FileSystem.named("overlay"))
+    monkeypatch.setattr(ways, "unwritten", lambda: 0)
+    monkeypatch.setattr(ways, "_has_syncfs", lambda: True)
+    saved = {"small": numbers(3), "large": numbers(300_000)}
+    refusing("syncfs", errno.EIO, lambda: fastckpt.save(saved, tmp_path / "s"))
+    assert blobs(tmp_path / "s") == {name: bytes_of(value) for name, value in saved.items()}
+    with pytest.raises(OSError, match="fsync: "):
+        refusing("fsync", errno.EIO, lambda: fastckpt.save(saved, tmp_path / "s"))
+
+
 def test_threads_are_as_many_as_have_to_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
     monkeypatch.setattr(ways, "unwritten", lambda: 0)
@@ -654,6 +686,7 @@ def test_a_sandbox_that_forbids_syncfs(code: int, tmp_path: Path, monkeypatch: p
     def refused(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
     monkeypatch.setattr(ways, "unwritten", lambda: 0)
     with open(tmp_path / "file", "wb") as file:
         assert not ways.way_for(file.fileno(), None, durable=True, digest=True).sync
