@@ -50,9 +50,9 @@ class WriteItem(NamedTuple):
     codec: Codec
     twin: str | None
 
-    def pieces(self) -> Iterator[Any]:
-        """Give the bytes of `out`, in contiguous buffers."""
-        return self.codec.pieces(self.value)
+    def pieces(self, room: Any = None) -> Iterator[Any]:
+        """Give the bytes of `out`, in contiguous buffers; what has to be gathered is, in `room` where there is one."""
+        return self.codec.pieces(self.value, room)
 
     def whole(self) -> memoryview:
         """Give the bytes of `out` in one buffer; a tensor that its framework has to gather is copied."""
