@@ -41,7 +41,8 @@ int fc_create_file(int dirfd, const char *path, struct fc_error *err);
 
 /*
  * Ask for `length` bytes of disk without changing the file's size, so that a full disk is noticed before anything is
- * written. Fails only for want of space (ENOSPC, EDQUOT, EFBIG): a file system that cannot do this is none the worse.
+ * written. Fails only for want of space (ENOSPC, EDQUOT, EFBIG): a file system that cannot do this is none the worse,
+ * nor is one that signals keep from it again and again: a full disk is then noticed when it is written.
  */
 int fc_reserve_space(int fd, off_t length, struct fc_error *err);
 
