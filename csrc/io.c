@@ -294,7 +294,11 @@ int fc_check_size(int fd, off_t size, struct fc_error *err)
     off_t found;
     if (fc_get_size(fd, &found, err) < 0)
         return -1;
-    return found == size ? 0 : fc_fail_with(err, "size after writing", EIO);
+    if (found == size)
+        return 0;
+    err->wanted = size;
+    err->found = found;
+    return fc_fail_with(err, "size after writing", FC_SIZE_CHANGED);
 }
 
 int fc_trim_file(int fd, off_t size, struct fc_error *err)

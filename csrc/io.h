@@ -73,7 +73,10 @@ void fc_begin_reading(int fd, off_t size);
 /* Size of an open file. */
 int fc_get_size(int fd, off_t *size, struct fc_error *err);
 
-/* EIO unless a file that nobody else knows has the size that was written: then the system lost or invented something. */
+/*
+ * FC_SIZE_CHANGED, with both sizes, unless a file that nobody else knows has the size that was written: then the system
+ * lost or invented something.
+ */
 int fc_check_size(int fd, off_t size, struct fc_error *err);
 
 /* Give back the disk space that fc_reserve_space took beyond `size`, which must be the file's size. */

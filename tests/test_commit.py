@@ -172,6 +172,7 @@ def test_overwrite_false(parent: Path) -> None:
         with pytest.raises(FileExistsError) as caught:
             fastckpt.save(NEW, parent / name, overwrite=False)
         assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, str(parent / name))
+        assert "overwrite=False; choose another path" in str(caught.value)
     (parent / "empty").rmdir()
     assert rig.tree_of(parent) == before
     fastckpt.save(NEW, parent / "t", overwrite=False)
@@ -207,6 +208,8 @@ def test_a_missing_parent_is_named(parent: Path, path: str, monkeypatch: pytest.
         fastckpt.save(NEW, path)
     assert caught.value.errno
     assert caught.value.filename == (os.path.join(parent, os.path.dirname(path)) if path else "")
+    remedy = {"nowhere/s": "create it first", "": "name a folder"}.get(path, "Not a directory")
+    assert remedy in str(caught.value)
     assert names(parent) == {"s"}
 
 

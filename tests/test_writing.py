@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -750,6 +751,29 @@ def test_a_file_that_cannot_be_created_is_what_is_said(
             with pytest.raises(OSError, match="no space"):
                 stage.create_blob("w", 9, direct=True, writeback=True)
             assert os.listdir(stage.fd) == []
+
+
+@pytest.mark.parametrize("call", ["fallocate", "pwrite64", "mkdirat"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_how_much_is_wanted_and_free(parent: Path, call: str, code: int) -> None:
+    saved = {"large": numbers(300_000), "small": numbers(5)}
+    status = os.statvfs(parent)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        refusing(call, code, lambda: fastckpt.save(saved, parent / "s"))
+    assert (caught.value.errno, type(caught.value)) == (code, OSError)
+    assert caught.value.filename.startswith(str(parent / "s"))
+    told = re.search(r": wanted (\d+) bytes for the tensors, (?:found (\d+) free|.* quota); .*room", str(caught.value))
+    assert told
+    assert int(told[1]) == 300_005 * 8
+    assert (told[2] is None) is (code == errno.EDQUOT)
+    assert 0 <= int(told[2] or 0) <= status.f_blocks * status.f_frsize
+
+
+def test_what_the_disk_did_not_confirm_is_no_matter_of_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastckpt.commit.sync_folder", refuse(OSError(errno.ENOSPC, "no journal")))
+    with pytest.raises(fastckpt.CommitUncertain) as caught:
+        fastckpt.save({"w": numbers(3)}, tmp_path / "s")
+    assert "wanted" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("parts")
