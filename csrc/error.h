@@ -14,8 +14,9 @@
 #define FC_SIZE_CHANGED (-1)
 
 struct fc_error {
-    int code;       /* errno, or FC_SIZE_CHANGED */
-    const char *op; /* the step that failed, a string literal */
+    int code;                /* errno, or FC_SIZE_CHANGED */
+    const char *op;          /* the step that failed, a string literal */
+    long long wanted, found; /* sizes in bytes, of fc_check_size alone */
 };
 
 /* Both return -1, so that a function can end with `return fc_fail(err, "fsync");`. */

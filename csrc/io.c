@@ -190,23 +190,28 @@ int fc_create_file(int dirfd, const char *path, struct fc_error *err)
     return fd < 0 ? fc_fail(err, "create") : fd;
 }
 
+/* 1: it has to be done without. On tmpfs a signal undoes what was reserved so far, which a timer would do for ever. */
+static int allocate(int fd, int mode, off_t length, struct fc_error *err)
+{
+    int tries = 8;
+    while (fallocate(fd, mode, 0, length) < 0) {
+        if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
+            return fc_fail(err, "allocate");
+        if (errno != EINTR || --tries == 0)
+            return 1;
+    }
+    return 0;
+}
+
 int fc_reserve_space(int fd, off_t length, struct fc_error *err)
 {
-    int rc;
-    UNINTERRUPTED(rc, fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, length));
-    if (rc < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
-        return fc_fail(err, "allocate");
-    return 0;
+    return allocate(fd, FALLOC_FL_KEEP_SIZE, length, err) < 0 ? -1 : 0;
 }
 
 int fc_allocate_file(int fd, off_t size, struct fc_error *err)
 {
-    int rc = 0;
-    if (size > 0)
-        UNINTERRUPTED(rc, fallocate(fd, 0, 0, size));
-    if (rc < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
-        return fc_fail(err, "allocate");
-    return rc < 0 ? fc_trim_file(fd, size, err) : 0;
+    int rc = size > 0 ? allocate(fd, 0, size, err) : 0;
+    return rc > 0 ? fc_trim_file(fd, size, err) : rc;
 }
 
 bool fc_set_direct(int fd, bool direct)
@@ -289,7 +294,11 @@ int fc_check_size(int fd, off_t size, struct fc_error *err)
     off_t found;
     if (fc_get_size(fd, &found, err) < 0)
         return -1;
-    return found == size ? 0 : fc_fail_with(err, "size after writing", EIO);
+    if (found == size)
+        return 0;
+    err->wanted = size;
+    err->found = found;
+    return fc_fail_with(err, "size after writing", FC_SIZE_CHANGED);
 }
 
 int fc_trim_file(int fd, off_t size, struct fc_error *err)

@@ -41,7 +41,8 @@ int fc_create_file(int dirfd, const char *path, struct fc_error *err);
 
 /*
  * Ask for `length` bytes of disk without changing the file's size, so that a full disk is noticed before anything is
- * written. Fails only for want of space (ENOSPC, EDQUOT, EFBIG): a file system that cannot do this is none the worse.
+ * written. Fails only for want of space (ENOSPC, EDQUOT, EFBIG): a file system that cannot do this is none the worse,
+ * nor is one that signals keep from it again and again: a full disk is then noticed when it is written.
  */
 int fc_reserve_space(int fd, off_t length, struct fc_error *err);
 
@@ -72,7 +73,10 @@ void fc_begin_reading(int fd, off_t size);
 /* Size of an open file. */
 int fc_get_size(int fd, off_t *size, struct fc_error *err);
 
-/* EIO unless a file that nobody else knows has the size that was written: then the system lost or invented something. */
+/*
+ * FC_SIZE_CHANGED, with both sizes, unless a file that nobody else knows has the size that was written: then the system
+ * lost or invented something.
+ */
 int fc_check_size(int fd, off_t size, struct fc_error *err);
 
 /* Give back the disk space that fc_reserve_space took beyond `size`, which must be the file's size. */

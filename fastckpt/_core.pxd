@@ -12,6 +12,8 @@ cdef extern from "error.h" nogil:
     struct fc_error:
         int code
         const char *op
+        long long wanted
+        long long found
 
 
 cdef extern from "io.h" nogil:

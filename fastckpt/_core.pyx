@@ -16,6 +16,7 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EIO
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -86,6 +87,10 @@ class SizeChanged(ValueError):
 
 cdef int _fail(const fc_error *err, object path, object other=None) except -1:
     """Raise what C noted; the only place where an errno becomes an exception."""
+    if err.code == FC_SIZE_CHANGED:  # of what was just written; readers have `_fail_reading`
+        sizes = f"wanted {err.wanted} bytes, found {err.found}"
+        remedy = "somebody changed the file, or the file system lost writes; save again"
+        raise OSError(EIO, f"{err.op.decode()}: {sizes}; {remedy}", path)
     raise OSError(err.code, f"{err.op.decode()}: {os.strerror(err.code)}", path, None, other)
 
 

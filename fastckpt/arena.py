@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fastckpt import _core
-from fastckpt.codec import NUMPY
-from fastckpt.plan import WriteItem, WritePlan
-from fastckpt.staging import Stage
+from fastckpt.codec import NUMPY, Codec
+from fastckpt.plan import WriteItem, WritePlan, check_size
 from fastckpt.ways import LARGE
 
 __all__ = ["Arena", "Places", "copied", "places_of"]
@@ -99,8 +98,8 @@ def places_of(plan: WritePlan) -> Places:
     return Places(at, places)
 
 
-def copied(plan: WritePlan, places: Places, memory: Bytes) -> WritePlan:
-    """Give the same plan over a copy of its tensors, each once, in `memory`."""
+def copied(plan: WritePlan, places: Places, memory: Bytes, path: str) -> WritePlan:
+    """Give the same plan over a copy of its tensors, each once, in `memory`; `path` is what errors name."""
     parts = {folder: memory[start:stop] for folder, (start, stop) in places.of.items()}
     in_order: list[_Pair] = []
     others = defaultdict(list)
@@ -108,12 +107,12 @@ def copied(plan: WritePlan, places: Places, memory: Bytes) -> WritePlan:
         if item.twin is None:
             source, part = item.codec.whole(item.value), parts[item.folder]
             if source is None:
-                others[item.codec].append((item.value, part))
+                others[item.codec].append((item, part))
             else:
-                Stage.check_written(item.folder, len(part), len(source))
+                check_size(path, item.folder, item.nbytes, len(source))
                 in_order.append((part, source))
     for codec, pairs in others.items():
-        codec.collect(pairs, memory)
+        _collect(codec, pairs, memory, path)
     for run in _runs(in_order):
         _core.copy(run, threads=len(os.sched_getaffinity(0)))
     items = (
@@ -121,6 +120,16 @@ def copied(plan: WritePlan, places: Places, memory: Bytes) -> WritePlan:
         for folder, meta, nbytes, _, _, twin in plan.items
     )
     return replace(plan, items=tuple(items))
+
+
+def _collect(codec: Codec, pairs: Sequence[tuple[WriteItem, Bytes]], memory: Bytes, path: str) -> None:
+    """Copy what a framework has to gather. Of a tensor that another thread has resized, it says shapes and no name."""
+    try:
+        codec.collect([(item.value, part) for item, part in pairs], memory)
+    except (ValueError, RuntimeError):
+        for item, _ in pairs:
+            check_size(path, item.folder, item.nbytes, codec.describe(item.value).nbytes)
+        raise
 
 
 def _runs(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:

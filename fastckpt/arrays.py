@@ -40,13 +40,14 @@ class NumpyCodec:
         address = obj.ctypes.data  # __array_interface__ takes longer, and dies of a lack of memory
         return Blob(dtype, obj.shape, Memory("cpu", address, strides, "" if obj.dtype.isnative else "swap"))
 
-    def pieces(self, obj: np.ndarray[Any, Any]) -> Iterator[Any]:
+    def pieces(self, obj: np.ndarray[Any, Any], room: Any = None) -> Iterator[Any]:
         whole = self.whole(obj)
         if whole is not None:
             yield whole
             return
         native = obj.dtype.newbyteorder("<")
-        room = np.empty(min(obj.size, GATHER // obj.itemsize), native)
+        count = min(obj.size, GATHER // obj.itemsize)
+        room = np.empty(count, native) if room is None else np.ndarray(count, native, buffer=room)
         for index in row_pieces(obj.shape, obj.itemsize):
             part = obj[index]
             piece = room[: part.size].reshape(part.shape)

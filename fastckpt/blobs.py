@@ -70,9 +70,10 @@ class Codec(Protocol):
     def describe(self, obj: Any) -> Blob:
         """Say dtype, shape and memory; raise UnsupportedError for what cannot be stored."""
 
-    def pieces(self, obj: Any) -> Iterator[Any]:
+    def pieces(self, obj: Any, room: Any = None) -> Iterator[Any]:
         """Give the elements in C order as contiguous buffers: the tensor's own memory where it is in order, else
-        always the same room, so that a buffer is good until the next one is asked for."""
+        always the same room, so that a buffer is good until the next one is asked for. A `room` that is given is an
+        aligned buffer of GATHER bytes."""
 
     def whole(self, obj: Any) -> Any:
         """Give the tensor's own memory as one buffer, if that is its elements in C order and the host's; else None."""

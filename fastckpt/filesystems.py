@@ -1,6 +1,7 @@
-"""Which file system a file lies on, and what kind that is: the kernel's list of mounts, asked once for each device.
+"""Which file system a file lies on, and what kind that is: the kernel's list of mounts, asked once for each of them.
 
-It decides how fast a way is taken, never what is stored: a wrong or missing answer costs speed only.
+It decides which way is taken, never what is stored. A missing answer costs speed only; a wrong one could cost more: how
+a save is synced, and whether files of a network are mapped. So what could not be found out is asked again.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 __all__ = ["FileSystem", "filesystem_of", "find_mount", "kernel"]
@@ -50,7 +52,7 @@ class FileSystem:
 
 
 _UNKNOWN = FileSystem("unknown")
-_known: dict[int, FileSystem] = {}  # by device: there are few, and one keeps its file system as long as it is in use
+_known: dict[tuple[int, int], FileSystem] = {}  # by device, and by the file system's own number
 
 
 def filesystem_of(file: int | str | os.PathLike[str]) -> FileSystem:
@@ -64,7 +66,8 @@ def filesystem_of(file: int | str | os.PathLike[str]) -> FileSystem:
     Returns
     -------
     FileSystem
-        From memory, after the first question about a device.
+        From memory, after the first question about a file system that has a number of its own: device numbers are given
+        to others after an unmount, where there is no block device.
 
     Raises
     ------
@@ -72,10 +75,20 @@ def filesystem_of(file: int | str | os.PathLike[str]) -> FileSystem:
         The path or descriptor leads nowhere. Not being able to tell is no error but ``unknown``.
     """
     device = os.stat(file).st_dev
-    found = _known.get(device)
+    own = _own_number(file)
+    found = _known.get((device, own))
     if found is None:
-        found = _known[device] = _look_up(file, device)
+        found = _look_up(file, device)
+        if own and found is not _UNKNOWN:
+            _known[device, own] = found
     return found
+
+
+def _own_number(file: int | str | os.PathLike[str]) -> int:
+    """Give the number that a file system has for itself; 0 for most of a network, of FUSE, and where nobody says."""
+    with suppress(OSError):
+        return os.statvfs(file).f_fsid
+    return 0
 
 
 def _look_up(file: int | str | os.PathLike[str], device: int) -> FileSystem:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fastckpt import meta as meta_file
 from fastckpt.blobs import GATHER
 from fastckpt.codec import Blob, Codec, described
+from fastckpt.errors import UnsupportedError
 from fastckpt.layout import DONE, folders_for
 from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, IndexEntry, format_marker
 from fastckpt.meta import Meta
@@ -19,7 +20,7 @@ from fastckpt.metatext import json_text
 from fastckpt.overlaps import sharing
 from fastckpt.tree import Leaf
 
-__all__ = ["WriteItem", "WritePlan"]
+__all__ = ["WriteItem", "WritePlan", "check_size"]
 
 _ESCAPED, _NUMBER, _ROW = 14, 40, 400  # bytes of an index at most: a character, a dim, and the rest of a tensor
 _CONTAINER_LIMIT = 32 << 10  # bytes of JSON about the flat object that the first tensor's meta may carry
@@ -49,9 +50,9 @@ class WriteItem(NamedTuple):
     codec: Codec
     twin: str | None
 
-    def pieces(self) -> Iterator[Any]:
-        """Give the bytes of `out`, in contiguous buffers."""
-        return self.codec.pieces(self.value)
+    def pieces(self, room: Any = None) -> Iterator[Any]:
+        """Give the bytes of `out`, in contiguous buffers; what has to be gathered is, in `room` where there is one."""
+        return self.codec.pieces(self.value, room)
 
     def whole(self) -> memoryview:
         """Give the bytes of `out` in one buffer; a tensor that its framework has to gather is copied."""
@@ -136,11 +137,17 @@ class WritePlan:
             return b""
         return format_marker(_index_of(self.items, texts), self.record, seal=seal)
 
-    def small_blobs(self) -> Iterator[bytes]:
-        """Give the copies that follow the marker's text, each padded to ALIGN, many at a time."""
+    def small_blobs(self, path: str) -> Iterator[bytes]:
+        """Give the copies that follow the marker's text, each padded to ALIGN, many at a time; `path` is for errors."""
         copied = (item for item in self.items if _is_copied(item)) if self.index else iter(())
         while some := list(islice(copied, GATHER // SMALL)):
-            yield b"".join([piece for item in some for piece in (item.whole(), bytes(-item.nbytes % ALIGN))])
+            yield b"".join([piece for item in some for piece in _padded(item, path)])
+
+
+def check_size(path: str, folder: str, wanted: int, found: int) -> None:
+    """Refuse a tensor, of a snapshot that will stand at `path`, which another thread has resized meanwhile."""
+    if found != wanted:
+        raise UnsupportedError(f"{path}/{folder}: {wanted} bytes when the save began, then {found}; save a copy")
 
 
 def _meta_of(
@@ -212,6 +219,12 @@ def _is_perhaps_too_long(plan: WritePlan) -> bool:
 
 def _is_copied(item: WriteItem) -> bool:
     return item.twin is None and 0 < item.nbytes <= SMALL
+
+
+def _padded(item: WriteItem, path: str) -> tuple[memoryview, bytes]:
+    whole = item.whole()
+    check_size(path, item.folder, item.nbytes, whole.nbytes)  # or all that follow would stand at wrong places
+    return whole, bytes(-item.nbytes % ALIGN)
 
 
 def _index_of(items: Sequence[WriteItem], texts: Mapping[str, bytes]) -> list[IndexEntry]:

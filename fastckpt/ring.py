@@ -45,6 +45,8 @@ class Drawn(NamedTuple):
     aligned: bool
 
 
+_DRAWN = 12  # rooms of a save, which needs memory also for what does not lie in order
+
 Load: TypeAlias = list[Piece]  # what travels in one room
 
 
@@ -169,10 +171,15 @@ class Drawer:
     """
 
     def __init__(self, threads: int) -> None:
-        self._count = min(threads, ROOMS)
+        self._count = min(threads, _DRAWN)
         self._lanes: dict[str, Lane] = {}
         self._rooms: list[Room] = []
         self._free: SimpleQueue[Room] = SimpleQueue()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its rooms, of which it has none until a tensor is drawn from a device."""
+        return len(self._rooms) * ROOM
 
     def __enter__(self) -> Drawer:
         return self

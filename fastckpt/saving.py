@@ -6,13 +6,14 @@ import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from fastckpt import parallel, tree
 from fastckpt.codec import KINDS
 from fastckpt.commit import staging
-from fastckpt.errors import UnsupportedError
+from fastckpt.errors import CheckpointError, UnsupportedError
 from fastckpt.garbage import collector_at_rest
 from fastckpt.handles import named
 from fastckpt.plan import WritePlan
@@ -23,6 +24,7 @@ from fastckpt.writing import Progress, write_items
 __all__ = ["check_path", "plan_of", "save", "settle", "write_plan"]
 
 _MANY_TENSORS = 100  # of whose metas a text is worth a thread
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _COPIES = 8  # MiB of copies of small tensors at most, which that thread makes as well
 
 
@@ -118,7 +120,8 @@ def write_plan(
     progress: Progress | None = None,
 ) -> None:
     """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
-    with staging(os.fspath(path), overwrite=overwrite, durable=durable) as stage:
+    path = os.fspath(path)
+    with _room_told(path, plan.nbytes), staging(path, overwrite=overwrite, durable=durable) as stage:
         with named(stage.path):
             way = way_for(
                 stage.fd,
@@ -130,14 +133,37 @@ def write_plan(
                 large=plan.nbytes_above(LARGE),
             )
         texts = write_items(plan, stage, way, progress)
-        make = partial(_marker, plan, texts, seal=digest)
+        make = partial(_marker, plan, stage.path, texts, seal=digest)
         waits = durable and not way.sync
         stage.seal(_while_synced(stage, make, long=plan.index and len(plan.items) > _MANY_TENSORS) if waits else make())
 
 
-def _marker(plan: WritePlan, texts: dict[str, bytes], *, seal: bool) -> Iterator[bytes]:
+@contextmanager
+def _room_told(path: str, nbytes: int) -> Iterator[None]:
+    """Let the error of a full disk say how much is wanted, and is free when what was written is gone again."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in _FULL and not isinstance(problem, CheckpointError):
+            found = "more than is left of the quota"
+            if problem.errno == errno.ENOSPC:
+                found = f"found {_free(path)} free"
+            wanted = f"wanted {nbytes} bytes for the tensors, {found}"
+            problem.strerror = f"{problem.strerror}: {wanted}; make room, or save to another disk"
+        raise
+
+
+def _free(path: str) -> str:
+    """Bytes that a save to `path` may take; the old snapshot stays until the new one is there."""
+    with suppress(OSError):
+        status = os.statvfs(os.path.dirname(os.path.realpath(path)))
+        return str(status.f_bavail * status.f_frsize)
+    return "nobody knows how many"
+
+
+def _marker(plan: WritePlan, path: str, texts: dict[str, bytes], *, seal: bool) -> Iterator[bytes]:
     """Give the marker in pieces, of which the first ones are made at once."""
-    copies = plan.small_blobs()
+    copies = plan.small_blobs(path)
     return itertools.chain([plan.marker(texts, seal=seal), *itertools.islice(copies, _COPIES)], copies)
 
 
@@ -156,7 +182,7 @@ def check_path(path: Any) -> None:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or os.PathLike, not {type(path).__name__}")
     if not os.fspath(path):  # which would be the current folder
-        raise FileNotFoundError(errno.ENOENT, "an empty path", path)
+        raise FileNotFoundError(errno.ENOENT, "an empty path; name a folder to create", path)
 
 
 def _check_foreign(rank: int | None, foreign: dict[str, Any]) -> None:

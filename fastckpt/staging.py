@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastckpt import _core
-from fastckpt.errors import UnsupportedError
 from fastckpt.handles import Handle, named, opened, sync_folder
 from fastckpt.layout import DONE, META, OUT
+from fastckpt.plan import check_size
 
 __all__ = ["Stage", "remove_tree", "retire"]
 
@@ -142,11 +142,9 @@ class Stage:
             self._files.discard(file)
             self._finish_folder(folder, meta, sync)
 
-    @staticmethod
-    def check_written(folder: str, wanted: int, written: int) -> None:
+    def check_written(self, folder: str, wanted: int, written: int) -> None:
         """Refuse a tensor that another thread has resized meanwhile."""
-        if written != wanted:
-            raise UnsupportedError(f"{folder}: {wanted} bytes when the save began, then {written}; save a copy")
+        check_size(self.path, folder, wanted, written)
 
     @contextmanager
     def _not_over(self) -> Iterator[None]:

@@ -59,7 +59,11 @@ class Target:
             raise FormatError(f"{path}: the root folder cannot be a snapshot; name a new folder")
         self.label = _label(self.name)
         self.previous = _previous(self.label)
-        self.parent = Handle(folder, None, FOLDER & ~os.O_NOFOLLOW)
+        try:
+            self.parent = Handle(folder, None, FOLDER & ~os.O_NOFOLLOW)
+        except FileNotFoundError:
+            text = "no such folder to save into; create it first"
+            raise FileNotFoundError(errno.ENOENT, text, folder) from None
         self._serial: Handle | None = None
         self._checked: tuple[int, int, int] | None = None
 
@@ -85,7 +89,7 @@ class Target:
             if mode is None:
                 return
             if not overwrite:
-                raise FileExistsError(errno.EEXIST, "exists, and overwrite=False", self.path)
+                raise FileExistsError(errno.EEXIST, "exists, and overwrite=False; choose another path", self.path)
             if not stat.S_ISDIR(mode):
                 raise FormatError(f"{self.path}: a file, no snapshot folder, will not be replaced; choose another path")
             if self._is_replaceable(closely):

@@ -46,7 +46,7 @@ class Task:
         with collector_at_rest():
             places = places_of(plan)
             self._memory = arena.take(places.room)
-            return copied(plan, places, self._memory)
+            return copied(plan, places, self._memory, self.path)
 
     def start(self, work: Callable[[], None]) -> None:
         """Go on in a thread, which begins when this one has nothing to wait for any more, or both wait for the GIL."""

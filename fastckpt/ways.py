@@ -26,6 +26,10 @@ _LITTLE = 64 << 20  # bytes, for which nobody asks how much it can take
 _OTHERS = 256 << 20  # bytes of other programs that a sync of the whole file system may have to wait for,
 _EACH = 1 << 20  # and so many more for each tensor: what a device writes while its two files and its folder are synced
 
+# They lie over another file system, and a sync of all of theirs does not hear that a write was lost there; that of a
+# file does. What is unknown may be one of them, or remote.
+_OVER_ANOTHER = {"overlay", "aufs", "ecryptfs", "unknown"}
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -139,8 +143,9 @@ def _cached(on_disk: bool, durable: bool, nbytes: int) -> int:
 
 def _can_sync_whole(system: FileSystem, tensors: int) -> bool:
     """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
-    does nothing on some remote file systems, and waits for what all other programs have written there."""
-    if kernel() < (5, 8) or system.remote:
+    of none that happen in a file system below, does nothing on some remote ones, and waits for what all other programs
+    have written there."""
+    if kernel() < (5, 8) or system.remote or system.name in _OVER_ANOTHER:
         return False
     return unwritten() < _OTHERS + tensors * _EACH and _has_syncfs()
 

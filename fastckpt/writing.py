@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from operator import itemgetter
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from fastckpt import _core, parallel
 from fastckpt.digests import combined, crc32, digest_text
+from fastckpt.gathering import Room, Rooms, packed
 from fastckpt.plan import WriteItem, WritePlan
 from fastckpt.ring import Drawer, Drawn
 from fastckpt.seals import sealed
@@ -33,7 +33,8 @@ _RUN = 32  # small tensors that one call writes, of together at most LARGE bytes
 _OFTEN = 256  # such runs, after which what is written is synced
 _EARLY = 3 / 4  # of the parts of large tensors: the runs are among these, and synced beside the others
 
-Progress = Callable[[int], None]
+Progress: TypeAlias = Callable[[int], None]
+_Job: TypeAlias = Callable[[], None]  # what one thread does at a time
 
 
 def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | None = None) -> dict[str, bytes]:
@@ -55,18 +56,15 @@ def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | No
     dict of str to bytes
         What each meta says, by folder; nothing where the plan has no index to put it in.
     """
-    save, own = _Save(stage, way, keeps_texts=plan.index), [item for item in plan.items if item.twin is None]
+    save = _Save(stage, way, progress, keeps_texts=plan.index)
+    own = [item for item in plan.items if item.twin is None]
     large = sorted((item for item in own if item.nbytes > LARGE), key=lambda item: item.nbytes, reverse=True)
     small = _runs([item for item in own if item.nbytes <= LARGE], save, alone=not large)
 
-    def work(job: _Job) -> None:
-        job()
-        if progress is not None:
-            progress(job.nbytes)
-
     with Drawer(way.threads) as drawer:
         jobs = [job for item in large for job in _jobs_of(item, save, drawer)]
-        parallel.run(work, _mixed(jobs, small), way.threads)
+        save.rooms = Rooms(way.threads, save.piece, drawer.nbytes)
+        parallel.run(lambda job: job(), _mixed(jobs, small), way.threads)
     for item in plan.items:
         if item.twin is not None:
             text = save.meta(item, save.crcs[item.twin])
@@ -76,20 +74,20 @@ def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | No
 
 
 class _Save:
-    """What the jobs of one save share, and the room that each thread has for itself."""
+    """What the jobs of one save share."""
 
-    def __init__(self, stage: Stage, way: Way, *, keeps_texts: bool) -> None:
+    rooms: Rooms
+
+    def __init__(self, stage: Stage, way: Way, progress: Progress | None, *, keeps_texts: bool) -> None:
         self.stage = stage
         self.way = way
+        self.tell = progress or (lambda _: None)
         self.crcs: dict[str, int] = {}
         self.texts: dict[str, bytes] = {}
         self._keeps_texts = keeps_texts
         self.cache = PageCache(way)
         self.gate = _core.Gate(way.threads - way.threads // _AHEAD)
         self.piece = min(_PIECE, PART) if way.threads >= _MANY else PART
-        size = self.piece if way.direct else PART  # the page cache takes more at a time
-        self._rooms = _core.allocate([size] * way.threads)  # in one run, and so in huge pages
-        self._own = threading.local()
 
     def meta(self, item: WriteItem, crc: int) -> bytes:
         """Give the content of a tensor's `meta`, when the CRC of its `out` is known, if one is taken."""
@@ -99,21 +97,6 @@ class _Save:
         if self._keeps_texts:
             self.texts[item.folder] = text
         return text if digest is None else sealed(text)
-
-    @property
-    def room(self) -> _core.Mapping:
-        """Aligned memory of this thread."""
-        if not hasattr(self._own, "room"):
-            self._own.room = self._rooms.pop()
-        return self._own.room  # type: ignore[no-any-return]
-
-
-class _Job(Protocol):
-    """What one thread does at a time."""
-
-    nbytes: int
-
-    def __call__(self) -> None: ...
 
 
 def _runs(items: Sequence[WriteItem], save: _Save, *, alone: bool) -> list[_Job]:
@@ -160,6 +143,7 @@ class _Run:
 
     def __call__(self) -> None:
         self.save.stage.write_tensors([self._prepared(item) for item in self.items])
+        self.save.tell(self.nbytes)
         if self.syncs:  # while others go on, and the sync at the end is short
             self.save.stage.sync()
 
@@ -182,9 +166,11 @@ class _Small:
     def __call__(self) -> None:
         folder, sync = self.item.folder, self.save.way.sync
         self.save.stage.write_tensor(folder, self._text, self._pieces(), self.nbytes, sync=sync)
+        if self.item.twin is None:  # else its bytes have been told
+            self.save.tell(self.nbytes)
 
-    def _pieces(self) -> Iterator[Any]:
-        for piece in self.item.pieces():
+    def _pieces(self, room: Any = None) -> Iterator[Any]:
+        for piece in self.item.pieces(room):
             if self.save.way.digest:
                 self._crc = crc32(piece, self._crc)
             yield piece
@@ -194,39 +180,24 @@ class _Small:
 
 
 class _Gathered(_Small):
-    """One large tensor that its framework has to copy: a part at a time, into this thread's memory."""
+    """One large tensor that its framework has to copy: a part at a time, into a room."""
 
     def __call__(self) -> None:
-        with self.save.cache.passed(self.nbytes) as direct:
-            self._write(direct)
+        with self.save.rooms.lent() as room, self.save.cache.passed(self.nbytes) as direct:
+            self._write(direct, room)
 
-    def _write(self, direct: bool) -> None:
+    def _write(self, direct: bool, room: Room) -> None:
         folder, stage, way, at = self.item.folder, self.save.stage, self.save.way, 0
         file = stage.create_blob(folder, self.nbytes, direct=direct, writeback=way.writeback)
-        for part in _packed(self._pieces(), self.save.room):
+        for part in packed(self._pieces(room.gather), room.out):
             end = at + len(part)
-            if end > self.nbytes or len(part) < len(self.save.room):  # a room that is not full is the last
+            if end > self.nbytes or len(part) < len(room.out):  # a room that is not full is the last
                 stage.check_written(folder, self.nbytes, end)
             stage.write_part(folder, file, part, at, None, self.save.gate)
+            self.save.tell(len(part))
             at = end
         stage.check_written(folder, self.nbytes, at)
         stage.finish_blob(folder, file, self._text(), sync=way.sync)
-
-
-def _packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
-    """Give pieces of any length as full rooms, and a last one that is not."""
-    view, filled = np.frombuffer(memoryview(room), np.uint8), 0
-    for piece in pieces:
-        source = np.frombuffer(piece, np.uint8)
-        while len(source):
-            count = min(len(view) - filled, len(source))
-            np.copyto(view[filled : filled + count], source[:count])
-            source, filled = source[count:], filled + count
-            if filled == len(view):
-                yield view
-                filled = 0
-    if filled:
-        yield view[:filled]
 
 
 class _Large:
@@ -276,13 +247,18 @@ class _Part:
         large = self.large
         file = large.opened()
         step = large.save.piece if file.direct else PART
-        room = large.save.room if file.direct and not large.drawn.aligned else None
+        bounced = file.direct and not large.drawn.aligned
         crc = 0
-        with large.drawn.part(self.at, self.nbytes) as part:
+        with (
+            large.save.rooms.lent() if bounced else nullcontext() as room,
+            large.drawn.part(self.at, self.nbytes) as part,
+        ):
+            bounce = None if room is None else room.out
             for at in range(0, self.nbytes, step):
                 piece = part[at : at + step]
                 crc = crc32(piece, crc) if large.save.way.digest else 0
-                large.save.stage.write_part(large.item.folder, file, piece, self.at + at, room, large.save.gate)
+                large.save.stage.write_part(large.item.folder, file, piece, self.at + at, bounce, large.save.gate)
+        large.save.tell(self.nbytes)
         large.done(self.at, crc, self.nbytes)
 
 

@@ -35,7 +35,7 @@ LAYERS = (
         *("doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
     (
-        *("arena", "writing", "ways", "folders", "pickled", "opening", "indexed"),
+        *("arena", "writing", "gathering", "ways", "folders", "pickled", "opening", "indexed"),
         *("commit", "target", "staging", "handles", "plan", "overlaps"),
     ),
     ("ring", "parallel", "rooms", "garbage"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import os
@@ -341,6 +342,33 @@ def test_what_save_refuses_is_refused_at_once(tmp_path: Path) -> None:
         fastckpt.save_async({}, 3)  # type: ignore[arg-type]
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "s"}
     fastckpt.save_async({}, tmp_path / "new", when_busy="refuse").result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.arange(600), torch.arange(600).reshape(20, 30).T, np.arange(600), np.arange(600).astype(">i8")],
+    ids=["tensor", "turned tensor", "array", "swapped array"],
+)
+@pytest.mark.parametrize("length", [20, 599, 601, 9000])
+def test_what_is_resized_while_it_is_copied_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor: Any, length: int
+) -> None:
+    """By another thread, when its size has been taken."""
+    tensor = copy.deepcopy(tensor)
+    places_of = background.places_of
+
+    def meanwhile(plan: Any) -> Any:
+        if isinstance(tensor, torch.Tensor):
+            tensor.resize_(length)
+        else:
+            tensor.resize(length, refcheck=False)
+        return places_of(plan)
+
+    monkeypatch.setattr(background, "places_of", meanwhile)
+    wanted = rf"{tmp_path}/s/w: 4800 bytes when the save began, then {length * 8}; save a copy"
+    with pytest.raises(fastckpt.UnsupportedError, match=wanted):
+        fastckpt.save_async({"v": np.arange(30).reshape(5, 6).T, "w": tensor}, tmp_path / "s")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_path_is_the_one_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:

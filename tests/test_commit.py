@@ -172,6 +172,7 @@ def test_overwrite_false(parent: Path) -> None:
         with pytest.raises(FileExistsError) as caught:
             fastckpt.save(NEW, parent / name, overwrite=False)
         assert (caught.value.errno, caught.value.filename) == (errno.EEXIST, str(parent / name))
+        assert "overwrite=False; choose another path" in str(caught.value)
     (parent / "empty").rmdir()
     assert rig.tree_of(parent) == before
     fastckpt.save(NEW, parent / "t", overwrite=False)
@@ -207,6 +208,8 @@ def test_a_missing_parent_is_named(parent: Path, path: str, monkeypatch: pytest.
         fastckpt.save(NEW, path)
     assert caught.value.errno
     assert caught.value.filename == (os.path.join(parent, os.path.dirname(path)) if path else "")
+    remedy = {"nowhere/s": "create it first", "": "name a folder"}.get(path, "Not a directory")
+    assert remedy in str(caught.value)
     assert names(parent) == {"s"}
 
 
@@ -414,8 +417,8 @@ class Stop(BaseException):
     pass
 
 
-def pieces_that_raise(error: BaseException) -> Callable[[Any, Any], Iterator[Any]]:
-    def pieces(self: Any, obj: np.ndarray[Any, Any]) -> Iterator[Any]:
+def pieces_that_raise(error: BaseException) -> Callable[..., Iterator[Any]]:
+    def pieces(self: Any, obj: np.ndarray[Any, Any], *room: Any) -> Iterator[Any]:
         yield obj.reshape(-1).view(np.uint8)[:1]
         raise error
 
@@ -455,10 +458,10 @@ def test_ctrl_c_in_the_middle_leaves_no_trace_and_no_thread(parent: Path, monkey
     real = NumpyCodec.pieces
     pressed = iter([signal.SIGINT])
 
-    def pieces(self: NumpyCodec, obj: Any) -> Iterator[Any]:
+    def pieces(self: NumpyCodec, obj: Any, *room: Any) -> Iterator[Any]:
         for number in pressed:
             signal.raise_signal(number)
-        return real(self, obj)
+        return real(self, obj, *room)
 
     before_us = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a job in the background
     with monkeypatch.context() as patch:
@@ -580,7 +583,7 @@ def test_what_was_resized_meanwhile_is_not_committed(parent: Path, monkeypatch: 
     before = rig.tree_of(parent)
     with monkeypatch.context() as patch:
         patch.setattr(NumpyCodec, "whole", nothing)
-        patch.setattr(NumpyCodec, "pieces", lambda self, obj: iter([b"123"]))
+        patch.setattr(NumpyCodec, "pieces", lambda self, obj, *room: iter([b"123"]))
         with pytest.raises(UnsupportedError, match="w: 140 bytes when the save began, then 3"):
             fastckpt.save(NEW, parent / "s", threads=1)
     assert rig.tree_of(parent) == before

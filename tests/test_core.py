@@ -1144,6 +1144,13 @@ def test_write_can_do_without_a_hint(folder: Folder, call: str, code: int) -> No
     assert (folder.path / "out").read_bytes() == _NO_LITTLE
 
 
+def test_a_reservation_that_signals_interrupt_for_ever_is_done_without(folder: Folder) -> None:
+    """The kernel begins anew each time on tmpfs, and a timer may come again before it is through."""
+    data = bytes(range(256)) * 8192
+    assert refusing("fallocate", errno.EINTR, lambda: _core.write(folder.fd, "out", [data], False, 2 << 20)) == 2 << 20
+    assert (folder.path / "out").read_bytes() == data
+
+
 def test_little_files_are_left_to_the_sync_at_the_end(folder: Folder) -> None:
     little = _NO_LITTLE[1:]
     assert refusing("sync_file_range", errno.EIO, lambda: _core.write(folder.fd, "out", [little], False)) == len(little)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,9 +130,62 @@ def test_this_machine(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_is_asked_for_once(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:
+    if not os.statvfs(tmp_path).f_fsid:
+        pytest.skip("a file system without a number of its own")
     found = filesystem_of(tmp_path)
     fresh.setattr(filesystems, "_MOUNTS", "/nowhere")
     assert filesystem_of(str(tmp_path)) is found
+
+
+@pytest.mark.parametrize("text", [None, "", "nonsense"])
+def test_what_could_not_be_found_out_is_asked_for_again(
+    tmp_path: Path, fresh: pytest.MonkeyPatch, text: str | None
+) -> None:
+    """A process may be out of descriptors for a moment, and would write to a network's file system as to a disk."""
+    found = filesystem_of(tmp_path)
+    fresh.setattr(filesystems, "_known", {})
+    mounts = tmp_path / "mounts"
+    if text is not None:
+        mounts.write_text(text)
+    with fresh.context() as for_now:
+        for_now.setattr(filesystems, "_MOUNTS", str(mounts))
+        assert filesystem_of(tmp_path) == FileSystem("unknown")
+    assert filesystem_of(tmp_path) == found != FileSystem("unknown")
+
+
+def mounted(fresh: pytest.MonkeyPatch, folder: Path, name: str, number: int) -> None:
+    """Let a file system be mounted where another was, on a device of the same number."""
+    device = os.stat(folder).st_dev
+    mounts = folder / "mounts"
+    mounts.write_text(f"1 2 {os.major(device)}:{os.minor(device)} / / rw - {name} a rw\n")
+    fresh.setattr(filesystems, "_MOUNTS", str(mounts))
+    status = types.SimpleNamespace(f_fsid=number)
+    for call in ("statvfs", "fstatvfs"):
+        fresh.setattr(os, call, lambda _: status)
+
+
+def test_a_number_that_another_file_system_has_got_is_asked_for_again(
+    tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    """Those without a block device are numbered by the kernel, which takes again what was unmounted."""
+    for name, number in [("tmpfs", 5), ("btrfs", 6), ("fuse.sshfs", 0), ("overlay", 7), ("nfs4", 0), ("9p", 0)]:
+        mounted(fresh, tmp_path, name, number)
+        assert filesystem_of(tmp_path) == FileSystem.named(name)
+        with open(tmp_path / "mounts", "rb") as stream:
+            assert filesystem_of(stream.fileno()) == FileSystem.named(name)
+
+
+def test_a_file_system_that_does_not_say_its_own_number_is_asked_for_each_time(
+    tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    def refused(_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    for name in ("fuse.one", "nfs4"):
+        mounted(fresh, tmp_path, name, 0)
+        for call in ("statvfs", "fstatvfs"):
+            fresh.setattr(os, call, refused)
+        assert filesystem_of(tmp_path) == FileSystem.named(name)
 
 
 def test_a_device_of_its_own_is_found_by_its_path(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:

@@ -367,7 +367,7 @@ def test_parts_are_drawn_by_many_threads(threads: int) -> None:
         assert lane.calls == ["begin"]
     assert b"".join(found) == tensor.numpy().tobytes()
     assert lane.calls == ["begin", "finish", "give_back"]
-    assert len(lane.pool._free) == min(threads, ROOMS)
+    assert len(lane.pool._free) == min(threads, 12) < ROOMS, "a save needs memory for other tensors too"
 
 
 def test_a_drawer_that_draws_nothing_takes_nothing() -> None:

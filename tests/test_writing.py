@@ -6,13 +6,14 @@ import errno
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ import torch
 from test_core import refusing
 
 import fastckpt
-from fastckpt import _core, digests, saving, ways, writing
+from fastckpt import _core, digests, gathering, saving, ways, writing
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
 from fastckpt.filesystems import FileSystem
+from fastckpt.plan import WritePlan
 from fastckpt.staging import Stage
 
 _PART = 64 << 10
@@ -105,17 +107,22 @@ def test_the_bytes_are_the_same_in_every_way(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("system", [DISK, MEMORY, REMOTE], ids=lambda system: system.name)
 @pytest.mark.parametrize("patched", ["nothing", "link"])
-def test_every_byte_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: str) -> None:
-    """And a tie that cannot be linked is written again, whatever its size."""
+def test_every_byte_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patched: str, system: FileSystem, durable: bool
+) -> None:
+    """Part by part, of all kinds of tensors. A tie that cannot be linked is written again, whatever its size."""
+    monkeypatch.setattr(ways, "filesystem_of", lambda _: system)
     if patched == "link":
         monkeypatch.setattr(os, "link", refuse(OSError(errno.EPERM, "no links")))
     saved, told = everything(), list[int]()
-    options: dict[str, Any] = {"overwrite": True, "durable": True, "digest": True}
+    options: dict[str, Any] = {"overwrite": True, "durable": durable, "digest": True}
     saving.write_plan(saving.plan_of(saved, False), tmp_path / "s", threads=4, progress=told.append, **options)
     own = {name: len(bytes_of(value)) for name, value in saved.items() if name != "tied"}
     assert sum(told) == sum(own.values())
-    assert max(told) <= max(_PART, own["sliced"], own["turned"], own["bfloat16 turned"], own["spread"])
+    assert max(told) == _PART < min(own[name] for name in ("run", "turned", "bfloat16 turned", "spread"))
     assert blobs(tmp_path / "s")["tied"] == bytes_of(saved["run"])
     assert fastckpt.verify(tmp_path / "s")
 
@@ -335,6 +342,84 @@ def test_memory_is_bounded(memory_path: Path, tmp_path: Path, durable: str) -> N
     assert {kind: grown for kind, grown in json.loads(done.stdout).items() if grown > 64 << 20} == {}
 
 
+PEAK_OF_MANY = """
+import os, sys
+import numpy as np
+import torch
+import fastckpt
+from fastckpt import ways
+from fastckpt.filesystems import FileSystem
+from fastckpt.torch import pinned
+
+folder, case = sys.argv[1:]
+how = {"durable": case == "remote", "threads": int(case) if case.isdigit() else None}
+
+def memory(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) << 10
+
+def many(count):
+    return {f"{at}": np.ones((1024, 300)).T for at in range(count)}  # 2.3 MiB each
+
+if case == "remote":
+    ways.filesystem_of = lambda _: FileSystem.named("nfs4")
+if case == "processors":
+    os.sched_getaffinity = lambda _: range(64)
+if case == "more than the page cache takes":
+    ways.filesystem_of = lambda _: FileSystem("disk")
+    ways.writable = lambda: 64 << 20
+fastckpt.save({"warm": np.ones(9)}, folder + "/s", durable=False)
+saved = many(96)
+if case == "device":
+    how["threads"] = 24
+    saved |= {f"far {at}": torch.ones(5 << 20, dtype=torch.uint8) for at in range(24)}
+    pinned.LANES["cpu"] = pinned.HostLane
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
+fastckpt.save(saved, folder + "/s", **how)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.no_asan
+@pytest.mark.parametrize(
+    "case", ["remote", "processors", "more than the page cache takes", "device", "7", "13", "24", "90"]
+)
+def test_memory_is_bounded_for_any_number_of_threads_that_gather(memory_path: Path, case: str) -> None:
+    """Each has its tensor, which does not lie in order, and none waits for a device."""
+    command = [sys.executable, "-c", PEAK_OF_MANY, str(memory_path), case]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) <= 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "taken", "count"),
+    [(2, 4, 0, 2), (7, 4, 0, 7), (24, 1, 0, 24), (1000, 1, 0, 28), (40, 1, 48, 4), (7, 4, 28, 5)],
+)
+def test_rooms_are_as_many_as_fit_and_each_is_lent_to_one(wanted: int, size: int, taken: int, count: int) -> None:
+    """Sizes in MiB. Who finds none gets the first that comes back, also from one that failed."""
+    rooms, lent = gathering.Rooms(wanted, size << 20, taken << 20), list[gathering.Room]()
+
+    def borrow() -> None:
+        with rooms.lent() as room:
+            lent.append(room)
+
+    with ExitStack() as stack:
+        for _ in range(count - 1):
+            lent.append(stack.enter_context(rooms.lent()))
+        with suppress(KeyError), rooms.lent() as last:
+            lent.append(last)
+            other = threading.Thread(target=borrow)
+            other.start()
+            other.join(0.01)
+            assert len(lent) == count, "there is no other"
+            raise KeyError
+        other.join(60)
+    assert lent[-1] is lent[-2] is last
+    every = [memory for room in lent[:-1] for memory in room]
+    assert len({np.frombuffer(memoryview(memory), np.uint8).ctypes.data for memory in every}) == 2 * count
+    assert sum(map(len, every)) + (taken << 20) <= 56 << 20
+
+
 # --- durable or not ---------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +470,38 @@ def test_the_way_fits_the_file_system(
     assert {field: getattr(way, field) for field in wanted} == wanted
     assert way.threads == (24 if way.sync else min(24, len(os.sched_getaffinity(0))))
     assert ways.way_for(0, 3, durable=durable, digest=True).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "sync"),
+    [
+        *(("ext4", False), ("xfs", False), ("btrfs", False), ("tmpfs", False)),
+        *(("overlay", True), ("aufs", True), ("ecryptfs", True), ("nfs4", True), ("fuse.sshfs", True)),
+        ("unknown", True),
+    ],
+)
+def test_every_file_is_synced_where_a_sync_of_all_may_hide_an_error(
+    monkeypatch: pytest.MonkeyPatch, name: str, sync: bool
+) -> None:
+    """What lies over another file system does not hear of the writes that are lost below it."""
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: FileSystem.named(name))
+    monkeypatch.setattr(ways, "unwritten", lambda: 0)
+    assert ways.way_for(0, None, durable=True, digest=True).sync is sync
+    assert not ways.way_for(0, None, durable=False, digest=True).sync
+
+
+def test_on_an_overlay_nothing_is_left_to_a_sync_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: each file and folder is made durable on its own."""
+    if not seccomp.NUMBERS:
+        pytest.skip("no seccomp here")
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: FileSystem.named("overlay"))
+    monkeypatch.setattr(ways, "unwritten", lambda: 0)
+    monkeypatch.setattr(ways, "_has_syncfs", lambda: True)
+    saved = {"small": numbers(3), "large": numbers(300_000)}
+    refusing("syncfs", errno.EIO, lambda: fastckpt.save(saved, tmp_path / "s"))
+    assert blobs(tmp_path / "s") == {name: bytes_of(value) for name, value in saved.items()}
+    with pytest.raises(OSError, match="fsync: "):
+        refusing("fsync", errno.EIO, lambda: fastckpt.save(saved, tmp_path / "s"))
 
 
 def test_threads_are_as_many_as_have_to_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,8 +661,40 @@ def test_what_is_resized_meanwhile_is_not_committed(
         return real(*arguments, **options)
 
     monkeypatch.setattr(saving, "way_for", meanwhile)
-    with pytest.raises(UnsupportedError, match=r"w: \d+ bytes when the save began, then \d+; save a copy"):
+    with pytest.raises(UnsupportedError, match=r"/s/w: \d+ bytes when the save began, then \d+; save a copy"):
         fastckpt.save(saved, parent / "s")
+
+
+@pytest.mark.parametrize("count", [2, 150], ids=["after the sync", "beside the sync"])
+@pytest.mark.parametrize("length", [0, 20, 49, 51, 8000])
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_what_is_resized_between_its_file_and_the_marker_is_not_committed(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, kind: str, length: int, count: int
+) -> None:
+    """The marker has copies of small tensors, each at a place that the sizes of those before it tell."""
+    monkeypatch.setattr(ways, "_can_sync_whole", lambda *_: True)
+    make = np.arange if kind == "array" else torch.arange
+    saved = {"w": make(50), "others": {str(at): make(50) for at in range(count)}}
+    real, resized = Stage.sync, threading.Event()
+
+    def sync(self: Stage) -> None:
+        if not resized.is_set():
+            (resize_array if kind == "array" else resize_tensor)(saved["w"], length)
+            resized.set()
+        real(self)
+
+    def copies(plan: Any, *arguments: Any) -> Any:  # those that are made beside a sync may come before it
+        if count > saving._MANY_TENSORS:
+            assert resized.wait(60)
+        return real_copies(plan, *arguments)
+
+    real_copies = WritePlan.small_blobs
+    monkeypatch.setattr(WritePlan, "small_blobs", copies)
+    monkeypatch.setattr(Stage, "sync", sync)
+    found = length * 8
+    with pytest.raises(UnsupportedError, match=rf"/s/w: 400 bytes when the save began, then {found}; save a copy"):
+        fastckpt.save(saved, parent / "s")
+    assert resized.is_set()
 
 
 @pytest.mark.usefixtures("parts")
@@ -604,6 +753,29 @@ def test_a_file_that_cannot_be_created_is_what_is_said(
             assert os.listdir(stage.fd) == []
 
 
+@pytest.mark.parametrize("call", ["fallocate", "pwrite64", "mkdirat"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_how_much_is_wanted_and_free(parent: Path, call: str, code: int) -> None:
+    saved = {"large": numbers(300_000), "small": numbers(5)}
+    status = os.statvfs(parent)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        refusing(call, code, lambda: fastckpt.save(saved, parent / "s"))
+    assert (caught.value.errno, type(caught.value)) == (code, OSError)
+    assert caught.value.filename.startswith(str(parent / "s"))
+    told = re.search(r": wanted (\d+) bytes for the tensors, (?:found (\d+) free|.* quota); .*room", str(caught.value))
+    assert told
+    assert int(told[1]) == 300_005 * 8
+    assert (told[2] is None) is (code == errno.EDQUOT)
+    assert 0 <= int(told[2] or 0) <= status.f_blocks * status.f_frsize
+
+
+def test_what_the_disk_did_not_confirm_is_no_matter_of_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastckpt.commit.sync_folder", refuse(OSError(errno.ENOSPC, "no journal")))
+    with pytest.raises(fastckpt.CommitUncertain) as caught:
+        fastckpt.save({"w": numbers(3)}, tmp_path / "s")
+    assert "wanted" not in str(caught.value)
+
+
 @pytest.mark.usefixtures("parts")
 def test_a_part_is_not_written_when_the_save_has_ended(parent: Path) -> None:
     """A pool that is interrupted while it starts a thread forgets it."""
@@ -621,6 +793,7 @@ def test_a_sandbox_that_forbids_syncfs(code: int, tmp_path: Path, monkeypatch: p
     def refused(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
+    monkeypatch.setattr(ways, "filesystem_of", lambda fd: DISK)
     monkeypatch.setattr(ways, "unwritten", lambda: 0)
     with open(tmp_path / "file", "wb") as file:
         assert not ways.way_for(file.fileno(), None, durable=True, digest=True).sync

@@ -48,12 +48,15 @@ class TorchCodec:
         lazy = "conj" * obj.is_conj() + "neg" * obj.is_neg()
         return Blob(dtype, shape, Memory("cpu" if obj.is_cpu else str(obj.device), address, strides, lazy))
 
-    def pieces(self, obj: torch.Tensor) -> Iterator[Any]:
+    def pieces(self, obj: torch.Tensor, room: Any = None) -> Iterator[Any]:
         tensor = _raw(obj)
         if _in_order(tensor):
             yield _bytes_of(tensor)
             return
-        room = torch.empty(min(tensor.numel(), GATHER // tensor.itemsize), dtype=tensor.dtype, device="cpu")
+        if room is None:
+            room = torch.empty(min(tensor.numel(), GATHER // tensor.itemsize), dtype=tensor.dtype, device="cpu")
+        else:
+            room = torch.frombuffer(room, dtype=tensor.dtype)
         for index in row_pieces(tuple(tensor.shape), tensor.itemsize):
             part = tensor[index]
             piece = room[: part.numel()].view(part.shape)
