@@ -628,6 +628,41 @@ def test_the_first_error_ends_all_threads(in_helper: bool) -> None:
     assert len(done) < 1000
 
 
+class Impatient:
+    """Work that interrupts the main thread again and again, and says when it is over."""
+
+    def __init__(self) -> None:
+        self.begun, self.left, self.over = threading.Event(), threading.Event(), False
+        self.main = threading.main_thread()
+
+    def __call__(self, job: int = 0) -> None:
+        if threading.current_thread() is self.main:
+            self.begun.wait(PATIENCE)
+            return
+        self.begun.set()
+        for _ in range(20):
+            signal.pthread_kill(self.main.ident or 0, signal.SIGINT)
+            if self.left.wait(0.01):
+                return
+        self.over = True
+
+
+@pytest.mark.parametrize("how", ["run", "beside"])
+def test_no_number_of_interrupts_leaves_a_thread_at_work(how: str) -> None:
+    """Whoever is interrupted gives away what the thread still uses."""
+    work = Impatient()
+
+    def act() -> None:
+        try:
+            parallel.run(work, range(2), 2) if how == "run" else parallel.beside(work, work.begun.wait)
+        finally:
+            work.left.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        act()
+    assert work.over
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_work_is_done_beside_a_wait(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
     class No(threading.Thread):
