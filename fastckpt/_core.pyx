@@ -22,6 +22,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, strlen
 from posix.types cimport off_t
+from posix.unistd cimport usleep
 
 import os
 
@@ -322,3 +323,20 @@ def map_files(int dirfd, paths, sizes, *, int advice=0):
 
 
 include "_reading.pxi"
+
+
+def call_off(todo not None, set busy not None):
+    """Let no job be begun any more, and wait for those who are at one. No signal is noticed meanwhile: an interrupt
+    comes when nobody uses any more what the jobs use.
+
+    Parameters
+    ----------
+    todo : deque
+        The jobs, which threads take out of it.
+    busy : set
+        Has an item for each of them, from before it takes a job until it takes no other.
+    """
+    todo.clear()
+    while busy:
+        with nogil:
+            usleep(1000)

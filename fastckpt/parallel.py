@@ -8,8 +8,10 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Sequence
-from threading import Lock, Thread
+from threading import Lock, Thread, get_ident
 from typing import Any, TypeVar
+
+from fastckpt import _core
 
 __all__ = ["beside", "check_threads", "run"]
 
@@ -51,12 +53,12 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
     Raises
     ------
     BaseException
-        The first error, or an interrupt; no further job is begun, and no thread is left when this returns.
+        The first error, or an interrupt; no further job is begun, and no thread is at one when this returns, however
+        often it is interrupted: a second interrupt waits for the jobs that are being done.
     """
     results: list[Any] = [None] * len(jobs)
     todo = deque(enumerate(jobs))
-    problems: list[BaseException] = []
-    helpers: list[Thread] = []
+    problems, helpers, busy = list[BaseException](), list[Thread](), set[int]()  # `busy`: helpers that may take a job
 
     def take() -> tuple[int, Job] | None:
         try:
@@ -69,18 +71,21 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
             results[taken[0]] = work(taken[1])
 
     def helper() -> None:
+        busy.add(get_ident())
         try:
             worker()
         except BaseException as problem:  # noqa: BLE001
             todo.clear()
             problems.append(problem)
+        finally:
+            busy.discard(get_ident())
 
     try:
         _start(helper, min(threads, len(jobs)) - 1, helpers)
         worker()
         _wait_for(helpers)
     except BaseException:
-        todo.clear()
+        _core.call_off(todo, busy)
         _wait_for(helpers)
         problems.clear()  # whose frames hold this one, and all that the jobs hold
         raise
@@ -97,21 +102,28 @@ def beside(work: Callable[[], Result], wait: Callable[[], None]) -> Result:
     made: list[Result] = []
     problems: list[BaseException] = []
     helpers: list[Thread] = []
+    todo, busy = deque([work]), set[int]()
     begun = Lock()  # or it would keep the GIL, and what waits would begin when it is interrupted
 
     def helper() -> None:
+        busy.add(get_ident())
         try:
             with begun:
-                made.append(work())
+                made.append(todo.popleft()())
         except BaseException as problem:  # noqa: BLE001
             problems.append(problem)
+        finally:
+            busy.discard(get_ident())
 
     try:
         with begun:
             _start(helper, 1, helpers)
         wait()
     finally:
-        _wait_for(helpers)
+        try:
+            _wait_for(helpers)
+        finally:
+            _core.call_off(todo, busy)
     try:
         if problems:
             raise problems[0]

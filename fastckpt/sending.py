@@ -16,10 +16,11 @@ from fastckpt import _core
 from fastckpt.choosing import Mode
 from fastckpt.contents import Contents, Entry
 from fastckpt.digests import Crcs, compare, crc32
-from fastckpt.fetching import DEPTH, SMALL, WAITERS, with_path
+from fastckpt.fetching import DEPTH, SMALL, WAITERS
 from fastckpt.filesystems import filesystem_of
 from fastckpt.lanes import Lane
 from fastckpt.layout import OUT
+from fastckpt.mapping import with_path
 from fastckpt.ring import Load, Piece, pack, stream
 
 __all__ = ["send"]
@@ -39,7 +40,7 @@ def send(
     Parameters
     ----------
     contents : Contents
-        The snapshot; copies that it has of small tensors are sent, and not read again.
+        The snapshot; of small tensors the copies in its index are sent.
     targets : sequence of (Entry, object)
         Each with the bytes of its tensor there, as `Codec.far` gives them; with `verify`, no blob twice.
     lane : Lane
@@ -85,7 +86,7 @@ class _Filler:
 
     def __call__(self, load: Load, room: memoryview) -> list[tuple[str, int, int]]:
         """Put the pieces of a load at their places; give the digests of them, if they are wanted."""
-        kept, parts = self._contents.blobs, []
+        kept, parts = self._contents.at_hand([piece.blob for piece in load]), []
         for piece in load:
             view = room[piece.at : piece.at + piece.length]
             if piece.blob in kept:

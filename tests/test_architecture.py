@@ -31,7 +31,7 @@ LAYERS = (
     (
         *("salvaging", "salvaged", "background", "tasks", "saving", "filling", "diffing", "outline", "snapshot"),
         *("loading", "making", "quick"),
-        *("lazy", "warming", "verifying", "checking", "sending", "fetching"),
+        *("lazy", "warming", "verifying", "checking", "sending", "fetching", "mapping"),
         *("doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
     (
@@ -47,7 +47,8 @@ LAYERS = (
 )
 ORDER = tuple(name for layer in LAYERS for name in layer)
 BENCH_EDGES = {
-    f"bench.{name}" for name in ("command", "plots", "table", "worker", "rivals", "side", "states", "training", "limits")
+    f"bench.{name}"
+    for name in ("command", "plots", "table", "worker", "rivals", "side", "states", "training", "limits")
 }
 EDGES = {
     "__main__",

@@ -355,7 +355,7 @@ def test_what_is_resized_while_it_is_copied_is_named(
 ) -> None:
     """By another thread, when its size has been taken."""
     tensor = copy.deepcopy(tensor)
-    places_of = background.places_of
+    places_of = tasks.places_of
 
     def meanwhile(plan: Any) -> Any:
         if isinstance(tensor, torch.Tensor):
@@ -364,7 +364,7 @@ def test_what_is_resized_while_it_is_copied_is_named(
             tensor.resize(length, refcheck=False)
         return places_of(plan)
 
-    monkeypatch.setattr(background, "places_of", meanwhile)
+    monkeypatch.setattr(tasks, "places_of", meanwhile)
     wanted = rf"{tmp_path}/s/w: 4800 bytes when the save began, then {length * 8}; save a copy"
     with pytest.raises(fastckpt.UnsupportedError, match=wanted):
         fastckpt.save_async({"v": np.arange(30).reshape(5, 6).T, "w": tensor}, tmp_path / "s")
@@ -898,6 +898,41 @@ def test_the_first_error_ends_all_threads(in_helper: bool) -> None:
     assert len(done) < 1000
 
 
+class Impatient:
+    """Work that interrupts the main thread again and again, and says when it is over."""
+
+    def __init__(self) -> None:
+        self.begun, self.left, self.over = threading.Event(), threading.Event(), False
+        self.main = threading.main_thread()
+
+    def __call__(self, job: int = 0) -> None:
+        if threading.current_thread() is self.main:
+            self.begun.wait(PATIENCE)
+            return
+        self.begun.set()
+        for _ in range(20):
+            signal.pthread_kill(self.main.ident or 0, signal.SIGINT)
+            if self.left.wait(0.01):
+                return
+        self.over = True
+
+
+@pytest.mark.parametrize("how", ["run", "beside"])
+def test_no_number_of_interrupts_leaves_a_thread_at_work(how: str) -> None:
+    """Whoever is interrupted gives away what the thread still uses."""
+    work = Impatient()
+
+    def act() -> None:
+        try:
+            parallel.run(work, range(2), 2) if how == "run" else parallel.beside(work, work.begun.wait)
+        finally:
+            work.left.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        act()
+    assert work.over
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_work_is_done_beside_a_wait(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
     class No(threading.Thread):
@@ -1011,8 +1046,8 @@ def test_what_a_device_brings_late_is_what_the_tensor_said(kind: str, monkeypatc
     memory = np.frombuffer(memoryview(mapping), np.uint8)
     codec_for("torch").collect([(wanted.as_subclass(There), memory)], memory)
     assert len(LATE) == (kind in ("plain", "bool, strided")), "all others need not be waited for"
-    for copy in LATE:
-        copy()
+    for late in LATE:
+        late()
     LATE.clear()
     assert torch.equal(torch.from_numpy(memory).view(wanted.dtype).view(wanted.shape), wanted)
     del memory, mapping

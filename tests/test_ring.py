@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import gc
 import os
+import signal
 import threading
 import weakref
 from typing import Any
@@ -173,6 +174,35 @@ def test_the_room_of_a_copy_that_failed_is_not_used_again(lane: LateLane, monkey
     with pytest.raises(RuntimeError, match="half of them"):
         carried(lane, [1000 * SMALL_ROOM], 4, fill)
     assert len(used) == len(set(used)) <= 8
+
+
+def test_no_room_is_given_back_that_a_thread_still_fills(lane: LateLane) -> None:
+    """However often the caller is interrupted."""
+    main, begun, left = threading.main_thread(), threading.Event(), threading.Event()
+    filling: list[int] = []
+
+    def fill(number: int, load: Load, room: memoryview, plain: Any) -> int:
+        if threading.current_thread() is main:
+            begun.wait(20)
+            return plain(load, room)
+        filling.append(number)
+        begun.set()
+        for _ in range(20):
+            signal.pthread_kill(main.ident or 0, signal.SIGINT)
+            if left.wait(0.01):
+                return number
+        filling.clear()
+        return plain(load, room)
+
+    def finish() -> None:
+        left.set()
+        assert not filling, "a thread fills a room"
+        real()
+
+    real, lane.finish = lane.finish, finish  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        carried(lane, [2 * SMALL_ROOM], 2, fill)
+    assert lane.calls == ["begin", "finish", "give_back"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the device is gone")], ids=repr)
