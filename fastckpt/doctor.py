@@ -7,7 +7,6 @@ import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastckpt.blobs import PIECE
 from fastckpt.choosing import maps_fast
 from fastckpt.contents import MAP_LIMIT
 from fastckpt.measuring import Speed, measure
@@ -22,7 +21,10 @@ from fastckpt.probing import (
     transparent_huge_pages,
     whole_number,
 )
+from fastckpt.rooms import ROOM, ROOMS
 from fastckpt.trials import Folder, try_folder
+from fastckpt.ways import syncs_whole
+from fastckpt.writing import PART
 
 __all__ = ["Examination", "Machine", "Software", "examine", "therefore"]
 
@@ -187,12 +189,14 @@ def _saves(folder: Folder) -> Iterator[str]:
         yield f"saves: into memory; nothing on {folder.file_system.name} survives a restart"
     elif _is_direct(folder):
         aligned = f", {folder.direct_memory_alignment}-byte aligned" if folder.direct_memory_alignment else ""
-        yield f"saves: O_DIRECT in pieces of {PIECE >> 20} MiB{aligned}"
+        yield f"saves: O_DIRECT in parts of {PART >> 20} MiB{aligned}"
     else:
         why = f"is refused ({_why(folder.direct_io)})"
         if folder.direct_io:
             why = f"wants pieces in steps of {folder.direct_offset_alignment:,} bytes"
-        yield f"saves: through the page cache, then fsync: O_DIRECT {why}"
+        yield f"saves: through the page cache: O_DIRECT {why}"
+    if not folder.file_system.in_memory:
+        yield f"durable saves: {_sync(folder)}"
     if not folder.exchange:
         why = _why(folder.exchange)
         yield f"no exchange of folders here ({why}): two renames, readers look at .NAME.previous in between"
@@ -200,6 +204,12 @@ def _saves(folder: Folder) -> Iterator[str]:
         yield f"folders cannot be locked here ({_why(folder.folder_lock)}): a lock file .NAME.lock for the whole save"
     if not folder.hard_links:
         yield f"no hard links here ({_why(folder.hard_links)}): tied tensors are stored once for each name"
+
+
+def _sync(folder: Folder) -> str:
+    if syncs_whole(folder.file_system):
+        return "one sync of the whole file system at the end; of every file, while others write much there"
+    return f"every file and folder is synced on its own: a sync of all of {folder.file_system.name} cannot be relied on"
 
 
 def _loads(folder: Folder) -> Iterator[str]:
@@ -217,7 +227,7 @@ def _loads(folder: Folder) -> Iterator[str]:
 
 
 def _maps(machine: Machine) -> Iterator[str]:
-    yield f"a snapshot of more than {MAP_LIMIT:,} tensors is read instead of mapped"
+    yield f"at most {MAP_LIMIT:,} tensors of a snapshot are mapped, and of more than that no small ones"
     if isinstance(machine.max_map_count, int) and machine.max_map_count < 2 * MAP_LIMIT:
         yield f"vm.max_map_count allows only {machine.max_map_count:,} maps: what does not fit is read"
 
@@ -225,6 +235,8 @@ def _maps(machine: Machine) -> Iterator[str]:
 def _others(found: Examination) -> Iterator[str]:
     if not found.machine.openat2:
         yield f"files are opened step by step, so that no link is followed ({_why(found.machine.openat2)})"
+    if isinstance(found.software.cuda_devices, tuple) and found.software.cuda_devices:
+        yield f"CUDA: files are read into {ROOMS} page-locked rooms of {ROOM >> 20} MiB, copied while more are read"
     if not found.software.packages.get("torch"):
         yield "torch is not installed: what was saved from it loads as numpy arrays"
 

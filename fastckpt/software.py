@@ -11,7 +11,7 @@ from fastckpt.probing import Answer, Refused
 
 __all__ = ["installed"]
 
-_PACKAGES = ("numpy", "torch", "ml_dtypes", "zlib_ng", "isal", "xxhash", "click", "rich")
+_PACKAGES = ("numpy", "torch", "ml_dtypes", "zlib_ng", "click", "rich")
 
 
 def installed(*, torch: bool = True) -> Software:

@@ -14,7 +14,7 @@ from fastckpt import _core
 from fastckpt.filesystems import FileSystem, filesystem_of, kernel
 from fastckpt.memory import unwritten, writable
 
-__all__ = ["LARGE", "PageCache", "Way", "way_for"]
+__all__ = ["LARGE", "PageCache", "Way", "syncs_whole", "way_for"]
 
 LARGE = 1 << 20  # bytes; a smaller blob is written whole, through the page cache
 
@@ -141,13 +141,15 @@ def _cached(on_disk: bool, durable: bool, nbytes: int) -> int:
     return 0 if durable else int(writable() * _ROOM)
 
 
+def syncs_whole(system: FileSystem) -> bool:
+    """Tell whether a sync of a whole file system can be relied on: it tells of errors since Linux 5.8 only, of none
+    that happen in a file system below, and does nothing on some remote ones."""
+    return kernel() >= (5, 8) and not system.remote and system.name not in _OVER_ANOTHER and _has_syncfs()
+
+
 def _can_sync_whole(system: FileSystem, tensors: int) -> bool:
-    """One sync of the whole file system costs less than three a tensor. But it tells of errors since Linux 5.8 only,
-    of none that happen in a file system below, does nothing on some remote ones, and waits for what all other programs
-    have written there."""
-    if kernel() < (5, 8) or system.remote or system.name in _OVER_ANOTHER:
-        return False
-    return unwritten() < _OTHERS + tensors * _EACH and _has_syncfs()
+    """One sync of all costs less than three a tensor, but waits for what all other programs have written there."""
+    return syncs_whole(system) and unwritten() < _OTHERS + tensors * _EACH
 
 
 def _has_syncfs() -> bool:

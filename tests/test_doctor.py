@@ -302,9 +302,10 @@ def test_maps_where_they_are_fast(found: Examination, monkeypatch: pytest.Monkey
 def test_a_good_folder(found: Examination) -> None:
     machine = replace(found.machine, max_map_count=65_530, openat2=True)
     assert therefore(replace(with_folder(found, **GOOD), machine=machine)) == [
-        "saves: O_DIRECT in pieces of 4 MiB, 512-byte aligned",
+        "saves: O_DIRECT in parts of 4 MiB, 512-byte aligned",
+        "durable saves: one sync of the whole file system at the end; of every file, while others write much there",
         "loads: maps what is in the page cache, reads the rest with O_DIRECT",
-        "a snapshot of more than 30,000 tensors is read instead of mapped",
+        "at most 30,000 tensors of a snapshot are mapped, and of more than that no small ones",
     ]
 
 
@@ -318,14 +319,18 @@ def test_a_good_folder(found: Examination) -> None:
         ),
         ({"file_system": FileSystem.named("tmpfs")}, "saves: into memory; nothing on tmpfs survives a restart"),
         ({"file_system": FileSystem.named("tmpfs")}, "loads: maps, since all of it is in memory"),
-        ({"direct_io": NO}, "saves: through the page cache, then fsync: O_DIRECT is refused (Invalid argument)"),
+        ({"direct_io": NO}, "saves: through the page cache: O_DIRECT is refused (Invalid argument)"),
         ({"direct_io": NO}, "loads: maps what is in the page cache, reads the rest through it"),
         ({"direct_offset_alignment": 65536}, "loads: maps what is in the page cache, reads the rest through it"),
         (
             {"direct_offset_alignment": 65536},
-            "saves: through the page cache, then fsync: O_DIRECT wants pieces in steps of 65,536 bytes",
+            "saves: through the page cache: O_DIRECT wants pieces in steps of 65,536 bytes",
         ),
-        ({"direct_memory_alignment": NO, "direct_offset_alignment": NO}, "saves: O_DIRECT in pieces of 4 MiB"),
+        ({"direct_memory_alignment": NO, "direct_offset_alignment": NO}, "saves: O_DIRECT in parts of 4 MiB"),
+        (
+            {"file_system": FileSystem.named("overlay")},
+            "durable saves: every file and folder is synced on its own: a sync of all of overlay cannot be relied on",
+        ),
         (
             {"exchange": NO},
             "no exchange of folders here (Invalid argument): two renames, readers look at .NAME.previous in between",
@@ -352,6 +357,13 @@ def test_what_follows_from_the_machine(found: Examination) -> None:
         "files are opened step by step, so that no link is followed (Invalid argument)",
         "torch is not installed: what was saved from it loads as numpy arrays",
     ]
+
+
+def test_what_is_done_with_a_device(found: Examination) -> None:
+    sentence = "CUDA: files are read into 16 page-locked rooms of 4 MiB, copied while more are read"
+    there = replace(found, software=replace(SOFTWARE, cuda_devices=("a card",)))
+    assert sentence in therefore(there)
+    assert not [line for line in therefore(replace(found, software=SOFTWARE)) if line.startswith("CUDA")]
 
 
 # ---- the command ----
