@@ -16,7 +16,7 @@ from fastckpt import _core
 from fastckpt.entries import Entry, check_count, check_record, entries_of
 from fastckpt.errors import CheckpointError, CorruptError, FormatError, LimitError, printable
 from fastckpt.folders import MAP_LIMIT, Folders, Look
-from fastckpt.indexed import How, read_index
+from fastckpt.indexed import Copies, How, read_index
 from fastckpt.layout import DONE, OUT, PICKLE, folders_for
 from fastckpt.marker import Marker
 from fastckpt.meta import Meta
@@ -122,17 +122,13 @@ class Contents:
         Those of the folders.
     damage : list of Damage
         What is wrong, if that was to be listed; entries are then what is sound.
+    copies : Copies or None
+        What small blobs the index has, where those are read when they are asked for.
     parts : dict of str to Part
         Where bytes lie that have no file of their own, by blob: in a pickle, so they can be read and not mapped.
     """
 
-    def __init__(
-        self,
-        path: str,
-        fd: int,
-        folder: str,
-        folders: Folders,
-    ) -> None:
+    def __init__(self, path: str, fd: int, folder: str, folders: Folders) -> None:
         self.path = path
         self.fd = fd
         self.folder = folder
@@ -146,6 +142,7 @@ class Contents:
         self._folders = folders
         self._pickle: tuple[Pickled, str] | None = None
         self._unsized: dict[str, int] = {}
+        self.copies: Copies | None = None
 
     def take(self, file: str | None, look: Look, index: Index, keys: Sequence[str] | None) -> None:
         """Look at everything: into a single `file` of OneFlow, a pickle in the folder, or all folders."""
@@ -238,18 +235,26 @@ class Contents:
     def _indexed(self, folders: Sequence[str], look: Look, how: How) -> dict[str, Meta] | None:
         """Folder to meta, from the index; None where it cannot be read, or the folders are not those that it names."""
         try:
-            metas, copies, sizes = read_index(self.fd, self.path, self.marker, how)
+            metas, mapped, copies, sizes = read_index(self.fd, self.path, self.marker, how)
         except FormatError as problem:
             self.notes.append(f"{problem}; the folders were read instead")
             return None
         if len(metas) != len(folders) or not all(map(metas.__contains__, folders)):
             return None
-        self.blobs.update(copies)
+        self.blobs.update(mapped)
+        self.copies = copies
         if look == "none":
             self._unsized = sizes
         else:
             self._folders.check(sizes, look)
         return metas
+
+    def at_hand(self, blobs: Sequence[str]) -> dict[str, _core.Mapping]:
+        """Give those of some blobs that are in memory, or that the index has copies of, which are read now."""
+        there = {blob: self.blobs[blob] for blob in blobs if blob in self.blobs}
+        if self.copies is None:
+            return there
+        return there | self.copies.read(self.fd, [blob for blob in blobs if blob not in there])
 
     def look_at(self, blobs: dict[str, int], look: Look) -> None:
         """Check the size of some blobs, given by folder, and map those that `look` says; small ones are read."""

@@ -1,10 +1,12 @@
-"""The index of a snapshot: one file with all metas and all small blobs, read or mapped as a whole."""
+"""The index of a snapshot: one file with all metas and all small blobs. The metas are read; the blobs are mapped, or
+read when somebody asks for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fastckpt import _core
 from fastckpt import meta as meta_file
@@ -16,18 +18,102 @@ from fastckpt.layout import DONE
 from fastckpt.marker import ALIGN, LINE_LIMIT, SMALL, Marker, parse_index
 from fastckpt.meta import Meta
 
-__all__ = ["How", "MarkerReader", "read_index", "read_table"]
+__all__ = ["Copies", "How", "Indexed", "MarkerReader", "read_index", "read_table"]
 
 _PIECE = 1 << 20  # bytes
+_PART = 4 << 20  # bytes that a thread reads at a time
+_READERS = 8  # threads
+_GAP = 16 << 10  # bytes that are read along, instead of asking once more
 
-#: What of an index to take: all, mapped; all, read into memory; the metas only.
+#: What of an index to take: all, mapped; the metas, and copies as they are asked for; the metas only.
 How = Literal["map", "read", "table"]
 
 
-def read_index(
-    fd: int, path: str, marker: Marker, how: How
-) -> tuple[dict[str, Meta], dict[str, _core.Mapping], dict[str, int]]:
-    """Give all metas, the copies of the small blobs, and the sizes of those that are not copied, by folder.
+class Copies:
+    """Copies of small blobs that are not mapped: those that are asked for are read, then.
+
+    Parameters
+    ----------
+    where : str
+        Path of the marker, for errors.
+    size : int
+        Its bytes.
+    places, sizes : dict of str to int
+        Where in it the copies are, and their bytes, by folder.
+    """
+
+    def __init__(self, where: str, size: int, places: dict[str, int], sizes: dict[str, int]) -> None:
+        self._where, self._size, self._places, self._sizes = where, size, places, sizes
+
+    def read(self, fd: int, folders: Iterable[str] | None = None) -> dict[str, _core.Mapping]:
+        """Give those that there are of some blobs, or of all, in memory of their own.
+
+        Parameters
+        ----------
+        fd : int
+            Descriptor of the snapshot.
+        folders : iterable of str, optional
+            Whose.
+
+        Raises
+        ------
+        FormatError
+            The marker has another size by now.
+        OSError
+            It cannot be read.
+        """
+        wanted = self._places if folders is None else {folder for folder in folders if folder in self._places}
+        runs = [*self._runs(sorted(wanted, key=self._places.__getitem__))]
+        memories = _core.allocate([max(1, end - begin) for _, begin, end in runs])  # parts want a byte to be parts of
+        parts, found = [], dict[str, _core.Mapping]()
+        for (places, begin, end), memory in zip(runs, memories, strict=True):
+            for at in range(begin, end, _PART):
+                room = memoryview(memory)[at - begin : min(at + _PART, end) - begin]
+                parts.append((DONE, at, room, self._size, 0))
+            found.update(memory.parts(places, self._sizes))
+        with _told(self._where):
+            _core.read_parts(fd, parts, threads=_READERS)
+        return found
+
+    def _runs(self, folders: Iterable[str]) -> Iterator[tuple[dict[str, int], int, int]]:
+        """Give those that lie together, as places in their run, and where it begins and ends."""
+        run, begin, end = dict[str, int](), 0, 0
+        for folder in folders:
+            at = self._places[folder]
+            if run and at > end + _GAP:
+                yield run, begin, end
+                run = {}
+            if not run:
+                begin = at
+            run[folder] = at - begin
+            end = at + self._sizes[folder]
+        if run:
+            yield run, begin, end
+
+
+class Indexed(NamedTuple):
+    """What an index says, by folder.
+
+    Attributes
+    ----------
+    metas : dict of str to Meta
+        All of them.
+    mapped : dict of str to Mapping
+        The copies of the small blobs, if they are mapped; they are private, and may be changed.
+    copies : Copies or None
+        The same if they are not.
+    sizes : dict of str to int
+        Bytes of the blobs that are not copied; a tie has none.
+    """
+
+    metas: dict[str, Meta]
+    mapped: dict[str, _core.Mapping]
+    copies: Copies | None
+    sizes: dict[str, int]
+
+
+def read_index(fd: int, path: str, marker: Marker, how: How) -> Indexed:
+    """Give all metas, the copies of the small blobs, and the sizes of those that are not copied.
 
     Parameters
     ----------
@@ -38,13 +124,8 @@ def read_index(
     marker : Marker
         Its marker, which has an index.
     how : {"map", "read", "table"}
-        A map brings in what is touched only, but whoever makes the file shorter meanwhile kills who touches it.
-        ``table``: no copies.
-
-    Returns
-    -------
-    dict of str to Meta, dict of str to Mapping, dict of str to int
-        The copies are private: they may be changed. Sizes are in bytes; a tie has none.
+        A map brings in what is touched only, but whoever makes the file shorter meanwhile kills who touches it: where
+        that is asked for, and the system grants one. ``table``: no copies.
 
     Raises
     ------
@@ -54,18 +135,29 @@ def read_index(
         It cannot be read.
     """
     assert marker.index is not None, "the caller has seen it"
-    where = f"{path}/{DONE}"
+    where, (_, copies_at, size) = f"{path}/{DONE}", marker.index
     with _told(where):
-        whole = _core.share_file(fd, DONE, marker.index[2]) if how == "map" and not filesystem_of(fd).remote else None
+        whole = _mapped(fd, size) if how == "map" and not filesystem_of(fd).remote else None
         metas, sizes, places = _rows(read_table(fd, where, marker), where)
         _check_places(places, sizes, marker, where)
-        copied = None if how == "table" else _copied(fd, marker, whole, len(metas))
-    if copied is None:
-        return metas, {}, sizes
-    copies = copied.parts(places, sizes)
-    if len(copies) == len(sizes):
-        return metas, copies, {}
-    return metas, copies, {folder: nbytes for folder, nbytes in sizes.items() if folder not in copies}
+    if how == "table" or size <= copies_at:
+        return Indexed(metas, {}, None, sizes)
+    rest = {folder: nbytes for folder, nbytes in sizes.items() if folder not in places}
+    if whole is not None:
+        return Indexed(metas, whole.part(copies_at, size - copies_at).parts(places, sizes), None, rest)
+    if size - copies_at > len(metas) * (SMALL + ALIGN):  # a hole, perhaps: no memory for more than copies can be
+        return Indexed(metas, {}, None, sizes)
+    return Indexed(metas, {}, Copies(where, size, {f: copies_at + at for f, at in places.items()}, sizes), rest)
+
+
+def _mapped(fd: int, size: int) -> _core.Mapping | None:
+    """Map the marker; None where the process has as many maps as it may."""
+    try:
+        return _core.share_file(fd, DONE, size)
+    except OSError as problem:
+        if problem.errno != errno.ENOMEM:
+            raise
+        return None
 
 
 def _rows(table: bytes, where: str) -> tuple[dict[str, Meta], dict[str, int], dict[str, int]]:
@@ -97,21 +189,6 @@ def _check_places(places: dict[str, int], sizes: dict[str, int], marker: Marker,
     last = next(reversed(places), None)
     if last is not None and (copies_at % ALIGN or copies_at + places[last] + sizes[last] > size):
         raise FormatError(f"{where}: the copy of {last!r} lies where none can be")
-
-
-def _copied(fd: int, marker: Marker, whole: _core.Mapping | None, rows: int) -> _core.Mapping | None:
-    """Give memory that has the copies: part of the map of the whole file, or read; None where there are none."""
-    assert marker.index is not None, "the caller has seen it"
-    _, at, size = marker.index
-    if size <= at:
-        return None
-    if whole is not None:
-        return whole.part(at, size - at)
-    if size - at > rows * (SMALL + ALIGN):  # a hole, perhaps: memory is not taken for more than copies can be
-        return None
-    (memory,) = _core.allocate([size - at])
-    _core.read_into(fd, DONE, at, memory, size=size)
-    return memory
 
 
 def read_table(fd: int, where: str, marker: Marker) -> bytes:

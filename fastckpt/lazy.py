@@ -66,16 +66,16 @@ class Maps:
 
 
 class Reads:
-    """The same by reading, when somebody asks. A copy that came with the index is there already."""
+    """The same by reading, when somebody asks; what the index has a copy of, from there."""
 
     def __init__(self, contents: Contents, doubts: Doubts) -> None:
         contents.keep_open()
         self._contents, self._doubts = contents, doubts
 
     def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
-        whole = self._contents.blobs.get(entry.blob)
-        if whole is None and entry.blob in self._doubts:
-            with _gone_is_said():
+        with _gone_is_said():
+            whole = self._contents.at_hand([entry.blob]).get(entry.blob)
+            if whole is None and entry.blob in self._doubts:
                 whole = read_runs(self._contents, entry, [(0, entry.meta.nbytes)])
         if whole is not None:
             self._doubts.settle(entry.blob, whole)

@@ -131,11 +131,11 @@ class _Salvager:
         if marker.index is None:
             return {}, {}
         try:
-            metas, copies, _ = read_index(self.contents.fd, self.path, marker, "read")
+            metas, _, copies, _ = read_index(self.contents.fd, self.path, marker, "read")
+            return metas, {} if copies is None else copies.read(self.contents.fd)
         except (CheckpointError, OSError) as problem:
             self.problems.append(Problem.of(problem, f"{self.path}/{DONE}"))
             return {}, {}
-        return metas, copies
 
     def _entries(self) -> dict[str, Entry]:
         """Give all tensors of which a sound meta is there: in the folder, else in the index."""

@@ -39,7 +39,7 @@ def send(
     Parameters
     ----------
     contents : Contents
-        The snapshot; copies that it has of small tensors are sent, and not read again.
+        The snapshot; of small tensors the copies in its index are sent.
     targets : sequence of (Entry, object)
         Each with the bytes of its tensor there, as `Codec.far` gives them; with `verify`, no blob twice.
     lane : Lane
@@ -85,7 +85,7 @@ class _Filler:
 
     def __call__(self, load: Load, room: memoryview) -> list[tuple[str, int, int]]:
         """Put the pieces of a load at their places; give the digests of them, if they are wanted."""
-        kept, parts = self._contents.blobs, []
+        kept, parts = self._contents.at_hand([piece.blob for piece in load]), []
         for piece in load:
             view = room[piece.at : piece.at + piece.length]
             if piece.blob in kept:

@@ -25,6 +25,7 @@ from fastckpt import indexed as indexed_file
 from fastckpt import meta as meta_file
 from fastckpt.choosing import MODES
 from fastckpt.folders import Folders
+from fastckpt.opening import read_marker
 from fastckpt.torch.tensors import TORCH
 
 LENGTHS = (1, 4095, 4096, 4097, 16_384, 16_385, (1 << 20) + 3, (9 << 20) + 4097)
@@ -481,7 +482,7 @@ def test_what_the_page_cache_takes_without_waiting(
     assert memory.writable() == sys.maxsize
 
 
-# ---- open(), over a network ----
+# ---- over a network, and of an index that is not mapped ----
 
 
 @pytest.fixture
@@ -493,16 +494,72 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Paths and lengths of all parts of tensors that are read."""
+    """Paths and lengths of all parts of tensors that are read, also of their copies in an index."""
     parts: list[tuple[str, int]] = []
     real = _core.read_parts
 
     def noted(fd: int, wanted: list[Any], **options: Any) -> None:
-        parts.extend((path, len(view)) for path, _, view, *_ in wanted if path != "snapshot_done")
+        for path, at, view, *_ in wanted:
+            index = read_marker("", fd).index if path == "snapshot_done" else None
+            if index is None or at >= index[1]:  # what lies before are its metas
+                parts.append((path, len(view)))
         real(fd, wanted, **options)
 
     monkeypatch.setattr(_core, "read_parts", noted)
     return parts
+
+
+COPY = 16 << 10  # bytes: as many as an index copies
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A nested snapshot, which always has an index, with 300 tensors that have copies in it; one is empty."""
+    tensors = {f"{at}": torch.full((COPY,), at % 251, dtype=torch.uint8) for at in range(300)}
+    tensors["100"] = torch.zeros(0)
+    fastckpt.save({"model": tensors, "epoch": 3}, tmp_path / "s", durable=False)
+    return tmp_path / "s", {f"model.{key}": tensor for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("options", [{"mode": "read"}, {"mode": "direct"}, {"mode": "read", "verify": True}], ids=str)
+def test_of_an_index_those_copies_are_read_that_are_wanted(
+    options: Any, copies: tuple[Path, dict[str, torch.Tensor]], asked: list[tuple[str, int]]
+) -> None:
+    path, tensors = copies
+    for numbers, reads in (
+        ([7], [COPY]),
+        ([100], []),
+        ([98, 100, 99, 101], [3 * COPY]),
+        ([3, 5, 299], [3 * COPY, COPY]),
+        ([3, 6, 8, 100], [COPY, 3 * COPY]),
+        ([], []),
+        (range(300), [4 << 20, 299 * COPY - (4 << 20)]),
+    ):
+        asked.clear()
+        wanted = {f"model.{number}": tensors[f"model.{number}"] for number in sorted(numbers)}
+        assert same(fastckpt.load(path, keys=[f"model.{number}" for number in numbers], **options), wanted)
+        assert asked == [("snapshot_done", size) for size in reads], numbers
+    assert same(fastckpt.load(path, **options)["model"], {key.partition(".")[2]: t for key, t in tensors.items()})
+
+
+@pytest.mark.usefixtures("network")
+def test_over_a_network_copies_are_read_that_are_wanted(
+    copies: tuple[Path, dict[str, torch.Tensor]], asked: list[tuple[str, int]]
+) -> None:
+    path, tensors = copies
+    assert same(fastckpt.load(path, keys=["model.8"]), {"model.8": tensors["model.8"]})
+    assert asked == [("snapshot_done", COPY)]
+    for keys in (None, ["model.8", "model.100", "model.200"]):
+        asked.clear()
+        snapshot = fastckpt.open(path, keys=keys, verify=True)
+        assert asked == []
+        part = snapshot["model.200"][3:5]
+        assert part.tolist() == [200, 200]
+        assert asked == [("snapshot_done", COPY)]
+        part[:] = 0
+        assert snapshot["model.200"][3] == 200, "every index reads"
+        assert snapshot["model.100"][...].shape == (0,)
+        assert asked == [("snapshot_done", COPY)] * 2
 
 
 @pytest.mark.usefixtures("network")

@@ -293,6 +293,35 @@ def test_targets_are_filled_where_they_are(path: Path, weights: dict[str, torch.
     assert len(lanes) == 1
 
 
+PEAK_INTO = """
+import sys, numpy, torch, fastckpt
+from fastckpt.torch import pinned
+def peak(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) << 10
+targets = {f"{n}": torch.ones(16 << 10, dtype=torch.uint8) for n in range(6000)}
+if sys.argv[2] == "load_into":
+    fastckpt.load_into({"0": targets["0"]}, sys.argv[1], strict=False)
+    before, pinned.LANES["cpu"] = peak(), pinned.HostLane
+    fastckpt.load_into(targets, sys.argv[1])
+else:
+    fastckpt.load(sys.argv[1], device="meta", keys=["0"])
+    before, pinned.LANES["cpu"] = peak() + sum(t.nbytes for t in targets.values()), pinned.HostLane
+    targets = fastckpt.load(sys.argv[1], device="cpu", mode="read")
+assert not any(bool((t != int(key) % 251).any()) for key, t in targets.items())
+print(peak() - before)
+"""
+
+
+@pytest.mark.no_asan
+@pytest.mark.parametrize("how", ["load_into", "load"])
+def test_copies_in_an_index_take_no_memory_on_their_way(how: str, memory_path: Path) -> None:
+    """Of 96 MB of them a few rooms full are in memory at a time, beside what describes 6,000 tensors."""
+    saved = {f"{n}": torch.full((16 << 10,), n % 251, dtype=torch.uint8) for n in range(6000)}
+    fastckpt.save(saved, memory_path / "s", durable=False, index=True)
+    command = [sys.executable, "-c", PEAK_INTO, str(memory_path / "s"), how]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 64 << 20
+
+
 def test_autograd_sees_what_was_sent(path: Path, lanes: list[Any]) -> None:
     weight = torch.zeros(50_000, requires_grad=True)
     result = (weight.exp() * weight).sum()
