@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 
 from fastckpt import _core
@@ -39,10 +39,10 @@ class Doubts:
 
 
 class Maps:
-    """The maps of a snapshot: all made now, so that they outlive it; one by one where they would be too many."""
+    """The maps of some tensors: all made now, so that they outlive the snapshot; one by one where they would be too
+    many."""
 
-    def __init__(self, contents: Contents, doubts: Doubts) -> None:
-        entries = list(contents.entries.values())
+    def __init__(self, contents: Contents, entries: Sequence[Entry], doubts: Doubts) -> None:
         self._contents, self._doubts = contents, doubts
         inside = [entry for entry in entries if entry.blob in contents.parts]
         self._inside = dict(zip([entry.blob for entry in inside], fetch(contents, inside, "read"), strict=True))

@@ -172,7 +172,7 @@ class Snapshot(Mapping[str, Any]):
         self.path = contents.path
         codec = codec_for(framework)
         doubts = Doubts(contents, verify)
-        blobs = Maps(contents, doubts) if contents.looked else Reads(contents, doubts)
+        blobs = Maps(contents, entries, doubts) if contents.looked else Reads(contents, doubts)
         self._handles = {entry.key: TensorHandle(entry, blobs, codec) for entry in entries}
         self._contents = contents
         self._whole = whole

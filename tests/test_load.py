@@ -163,6 +163,15 @@ def test_open_some_looks_at_no_other_folder(tmp_path: Path) -> None:
         fastckpt.open(tmp_path / "s", keys=["f"])
 
 
+@pytest.mark.parametrize("index", [False, True])
+def test_open_some_maps_no_other(tmp_path: Path, index: bool) -> None:
+    fastckpt.save({key: np.ones(3000) for key in "abc"}, tmp_path / "s", index=index)
+    snapshot = fastckpt.open(tmp_path / "s", keys=["b"])
+    maps = Path("/proc/self/maps").read_text()
+    assert [maps.count(f"{tmp_path}/s/{key}/out") for key in "abc"] == [0, 1, 0]
+    assert snapshot["b"][:].sum() == 3000
+
+
 def test_rows_of_one_among_many_are_read_and_hardly_more(tmp_path: Path) -> None:
     """Of 4 rows of 64 KiB, in a cold snapshot of 600 tensors, whose metas alone would take 2.4 MB."""
     state = {f"t{at}": np.full(3, at) for at in range(600)} | {"x": np.arange(256 << 13).reshape(256, -1)}
