@@ -57,7 +57,9 @@ def load_into(
         ``auto``: what is in the page cache in huge pages is copied out of maps, which are there for milliseconds only.
         ``read``: nothing is mapped, for folders that others can write to.
     verify : bool
-        Check digests before anything is changed.
+        Read all of it and check digests before anything is changed, so that a damaged snapshot leaves the target as it
+        is; then read again. That takes twice as long where it is not in the page cache, and what is damaged between the
+        two goes unnoticed.
 
     Returns
     -------
@@ -93,7 +95,7 @@ def load_into(
         targets = {leaf.key: _Target.of(leaf) for leaf in leaves}
         given = {key: Meta(target.shape, target.dtype) for key, target in targets.items()}
         far = any(target.codec.far(target.value) is not None for target in targets.values())
-        index: Index = "read" if far else "table"  # small copies are sent to a device, but not used here
+        index: Index = "read" if far else "table"  # copies are sent to a device, a room full at a time; not used here
         return reading(path, act, index=index, given=given, seals=verify)
 
 
