@@ -1,6 +1,12 @@
-/* See map.h. Four system calls a file: open, fstat, mmap, close. */
+/*
+ * See map.h. Four system calls a file: open, fstat, mmap, close.
+ *
+ * A process that has as many maps as it may gets no memory either, neither by mmap nor by brk. So some maps of nothing are
+ * held, and given up the first time that another is refused.
+ */
 #include "map.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
@@ -12,6 +18,75 @@
 
 #define POPULATE_READ 22 /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
 
+static atomic_size_t maps_there;
+static _Atomic(char *) reserve;
+
+enum { RESERVE = 32 }; /* maps */
+
+static void unmap(void *address, size_t size)
+{
+    (void)munmap(address, size); /* fails only for arguments that mmap did not give */
+    atomic_fetch_sub_explicit(&maps_there, 1, memory_order_relaxed);
+}
+
+static size_t get_reserve_size(void)
+{
+    return (size_t)RESERVE * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+void fc_give_up_maps(void)
+{
+    char *held = atomic_exchange(&reserve, NULL);
+    if (held != NULL)
+        unmap(held, get_reserve_size());
+}
+
+/* The one call of mmap; NULL, with errno, where it is refused. */
+static void *make_map(size_t size, int protection, int flags, int fd, off_t offset)
+{
+    void *map = mmap(NULL, size, protection, flags, fd, offset);
+    if (map == MAP_FAILED) {
+        int code = errno;
+        if (code == ENOMEM)
+            fc_give_up_maps();
+        errno = code;
+        return NULL;
+    }
+    atomic_fetch_add_explicit(&maps_there, 1, memory_order_relaxed);
+    return map;
+}
+
+bool fc_hold_maps(void)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), size = get_reserve_size();
+    char *none = NULL, *made;
+    if (fc_holds_maps())
+        return true;
+    /* Pages of which every other one may be read: to the kernel each is a map. Shared ones merge with nobody else's. */
+    made = make_map(size, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (made == NULL)
+        return false;
+    for (size_t at = 0; at < size; at += 2 * page) {
+        if (mprotect(made + at, page, PROT_READ) < 0) {
+            unmap(made, size);
+            return false;
+        }
+    }
+    if (!atomic_compare_exchange_strong(&reserve, &none, made))
+        unmap(made, size); /* another thread was quicker */
+    return true;
+}
+
+bool fc_holds_maps(void)
+{
+    return atomic_load_explicit(&reserve, memory_order_relaxed) != NULL;
+}
+
+size_t fc_count_maps(void)
+{
+    return atomic_load_explicit(&maps_there, memory_order_relaxed);
+}
+
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
 {
     void *map;
@@ -19,8 +94,8 @@ int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
     if ((uint64_t)size > SIZE_MAX / 2)
         return fc_fail_with(err, "map", EOVERFLOW);
     /* NORESERVE: only what is written to needs memory; without it a blob larger than memory could not be mapped. */
-    map = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
-    if (map == MAP_FAILED)
+    map = make_map((size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    if (map == NULL)
         return fc_fail(err, "map");
     *address = map;
     return 0;
@@ -28,8 +103,8 @@ int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
 
 int fc_map_memory(size_t size, void **address, struct fc_error *err)
 {
-    void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED)
+    void *map = make_map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == NULL)
         return fc_fail(err, "allocate");
     if (size >= (size_t)FC_HUGE_PAGE)
         (void)madvise(map, size, MADV_HUGEPAGE); /* a wish */
@@ -84,8 +159,8 @@ int fc_copy_huge(int fd, int pagemap, void *data, size_t length, off_t offset)
     char *map;
     if (first + huge > length)
         return -1;
-    map = mmap(NULL, all, PROT_READ, MAP_SHARED, fd, offset - (off_t)before);
-    if (map == MAP_FAILED)
+    map = make_map(all, PROT_READ, MAP_SHARED, fd, offset - (off_t)before);
+    if (map == NULL)
         return -1;
     there =
         fc_advise(map, before + first, 1, POPULATE_READ, &ignored) == 0 && fc_is_huge(pagemap, map + before + first);
@@ -99,7 +174,7 @@ int fc_copy_huge(int fd, int pagemap, void *data, size_t length, off_t offset)
 void fc_unmap(void *address, size_t size)
 {
     if (address != NULL)
-        (void)munmap(address, size); /* fails only for arguments that mmap did not give */
+        unmap(address, size);
 }
 
 int fc_advise(void *address, size_t offset, size_t length, int advice, struct fc_error *err)

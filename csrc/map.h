@@ -9,6 +9,7 @@
 #ifndef FC_MAP_H
 #define FC_MAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -16,6 +17,21 @@
 #include "error.h"
 
 #define FC_HUGE_PAGE ((off_t)2 << 20) /* bytes, on the processors that most have */
+
+/*
+ * Hold some maps (vm.max_map_count) until one is refused here with ENOMEM: what must be made then finds those. False, and
+ * none held, where there are not so many. Any thread may.
+ */
+bool fc_hold_maps(void);
+
+/* Give them up. Whoever was refused memory asks once more then. */
+void fc_give_up_maps(void);
+
+/* Whether they are held still. */
+bool fc_holds_maps(void);
+
+/* How many maps there are that were made here. */
+size_t fc_count_maps(void);
 
 /* Map an open file of `size` > 0 bytes, whole; `*address` is page-aligned. Errors as for fc_map_files. */
 int fc_map_open(int fd, off_t size, void **address, struct fc_error *err);

@@ -96,6 +96,15 @@ static size_t get_gap(const char *address)
     return -(uintptr_t)address & 63;
 }
 
+static struct fc_block *make_room(void)
+{
+    struct fc_block *block = malloc(sizeof *block + BLOCK_SIZE);
+    if (block != NULL)
+        return block;
+    fc_give_up_maps(); /* with as many as it may have, a process gets no memory */
+    return malloc(sizeof *block + BLOCK_SIZE);
+}
+
 /* Room for `size` bytes, 64-aligned, in a block that stays as long as its user does; NULL when there is no memory. */
 static char *take_room(struct fc_run *run, size_t size, struct fc_block **user)
 {
@@ -103,7 +112,7 @@ static char *take_room(struct fc_run *run, size_t size, struct fc_block **user)
     size_t gap = block == NULL ? 0 : get_gap(block->at);
     if (block == NULL || block->left < size + gap) {
         fc_release_block(block);
-        run->block = block = malloc(sizeof *block + BLOCK_SIZE);
+        run->block = block = make_room();
         if (block == NULL)
             return NULL;
         atomic_init(&block->users, 1);
@@ -176,7 +185,7 @@ static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *fol
     struct fc_error ignored;
     bool huge = size >= FC_HUGE_PAGE && (run->cold == FC_COLD_HUGE || run->cold == FC_COLD_ADVISE);
     bool cold = !huge && (run->cold == FC_COLD_LEAVE || run->cold == FC_COLD_ADVISE) && !fc_is_resident(fd, size);
-    if ((cold && run->cold == FC_COLD_LEAVE) || run->maps == 0)
+    if ((cold && run->cold == FC_COLD_LEAVE) || run->maps == 0 || !fc_holds_maps())
         return 0;
     run->maps--;
     if (fc_map_open(fd, size, &folder->address, err) < 0)

@@ -71,7 +71,8 @@ struct fc_run {
     enum fc_cold cold;
     struct fc_folder *folders;
     size_t count;
-    size_t maps;            /* how many blobs may be mapped; of what is not small beyond that, the size is said only */
+    size_t maps;            /* how many blobs may be mapped; of what is not small beyond that, the size is said only, as
+                               of all while fc_holds_maps() is false */
     struct fc_block *block; /* of the function that works on it */
 };
 

@@ -156,6 +156,8 @@ cdef extern from "map.h" nogil:
         off_t found
         void *address
 
+    bint fc_hold_maps()
+    size_t fc_count_maps()
     int fc_map_files(int dirfd, fc_map_job *jobs, size_t count, int advice, size_t *failed, fc_error *err)
     void fc_unmap(void *address, size_t size)
     int fc_advise(void *address, size_t offset, size_t length, int advice, fc_error *err)

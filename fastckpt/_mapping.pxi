@@ -249,3 +249,13 @@ def copy(pairs, *, size_t threads=1):
         while taken > 0:
             taken -= 1
             PyBuffer_Release(&views[taken])
+
+
+def hold_maps():
+    """Keep some maps that the process may have free for memory, as `scan` does; False where there are not so many."""
+    return fc_hold_maps()
+
+
+def count_maps():
+    """Count the maps that this module has made, of files and of memory."""
+    return fc_count_maps()

@@ -32,6 +32,8 @@ cdef size_t _plan_runs(
 ) noexcept nogil:
     """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
     cdef size_t at = 0, filled = 0
+    if blobs == FC_BLOBS:
+        fc_hold_maps()  # without them nothing is mapped
     while at < count:
         runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
         runs[filled].count = min(width, count - at)
@@ -145,8 +147,8 @@ def scan(
     threads : int
         How many share the folders, at most; the caller's is one of them.
     most : int
-        How many blobs may be mapped, about; of those that are not small, the others give their size only. Negative:
-        all.
+        How many blobs may be mapped, about; of those that are not small, the others give their size only, as all do
+        from when the process has no maps to spare. Negative: all.
 
     Returns
     -------

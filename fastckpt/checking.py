@@ -15,9 +15,10 @@ from fastckpt import _core, parallel
 from fastckpt.contents import Contents, Entry
 from fastckpt.digests import Crcs, combined, compare, crc32, difference
 from fastckpt.errors import CorruptError
-from fastckpt.fetching import DEPTH, PART, SMALL, WAITERS, with_path
+from fastckpt.fetching import DEPTH, PART, SMALL, WAITERS
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
+from fastckpt.mapping import with_path
 from fastckpt.opening import unreadable
 from fastckpt.problems import OUT_OF
 

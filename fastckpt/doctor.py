@@ -219,7 +219,7 @@ def _loads(folder: Folder) -> Iterator[str]:
 def _maps(machine: Machine) -> Iterator[str]:
     yield f"a snapshot of more than {MAP_LIMIT:,} tensors is read instead of mapped"
     if isinstance(machine.max_map_count, int) and machine.max_map_count < 2 * MAP_LIMIT:
-        yield f"vm.max_map_count allows only {machine.max_map_count:,} maps: load large snapshots with mmap=False"
+        yield f"vm.max_map_count allows only {machine.max_map_count:,} maps: what does not fit is read"
 
 
 def _others(found: Examination) -> Iterator[str]:

@@ -5,7 +5,6 @@ Which of the two is fast is for `fastckpt.choosing` to say.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,13 +13,13 @@ from fastckpt import _core, parallel
 from fastckpt.choosing import Mode, better_mapped, look_for
 from fastckpt.contents import MAP_LIMIT, Contents, Entry
 from fastckpt.digests import Crcs, compare, crc32
-from fastckpt.errors import CorruptError
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
-from fastckpt.opening import unreadable
+from fastckpt.mapping import map_files, map_if_possible, with_path
+from fastckpt.memory import maps_left
 
-__all__ = ["DEPTH", "PART", "SMALL", "WAITERS", "Allocate", "check_memory", "fetch", "map_files"]
-__all__ += ["read_at", "read_into", "read_runs", "runs", "with_path"]
+__all__ = ["DEPTH", "PART", "SMALL", "WAITERS", "Allocate", "check_memory", "fetch"]
+__all__ += ["read_at", "read_into", "read_runs", "runs"]
 
 Part = tuple[str, int, Any, int, int]  # path, offset, memory, size of the file, room: as _core.read_parts wants them
 
@@ -56,7 +55,7 @@ def fetch(
     mode : {"auto", "mmap", "read", "direct"}
         ``mmap``: map all. ``read``: read through the page cache. ``direct``: read past it. ``auto``: map all where that
         is fast; elsewhere map what lies in the page cache, and read what does not past it, unless it is loaded for the
-        second time or is more than there is memory; over a network read all.
+        second time or is more than there is memory; over a network read all, and so what the process cannot map.
     threads : int, optional
         That read.
     verify : bool
@@ -87,14 +86,16 @@ def fetch(
         if look != "none":
             contents.look_at(missing, look)
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
-    if mode == "mmap" or (
+    if mode == "mmap":
+        contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.folder), strict=True))
+    elif (
         mode == "auto"
         and allocate is None
-        and 0 < len(missing) <= MAP_LIMIT
+        and 0 < len(missing) <= min(MAP_LIMIT, maps_left())
         and better_mapped(contents.fd, sum(missing.values()))
     ):
-        contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.folder), strict=True))
-        missing = {}
+        contents.blobs.update(map_if_possible(contents.fd, missing, contents.folder))
+    missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
     there = {blob: digest for blob, digest in digests.items() if blob not in missing}
     check_memory(contents.path, contents.blobs, there, threads)
     _read(contents, missing, mode, threads, digests, allocate)
@@ -107,33 +108,6 @@ def _move(contents: Contents, blobs: Sequence[str], allocate: Allocate) -> None:
     for (blob, copy), memory in zip(copies.items(), allocate([*map(len, copies.values())]), strict=True):
         memoryview(memory)[:] = memoryview(copy)
         contents.blobs[blob] = memory
-
-
-def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
-    """Map the blobs of an open snapshot, given their folders and sizes.
-
-    Raises
-    ------
-    CorruptError
-        A file has another size by now.
-    OSError
-        What the system refused, with errno and path.
-    """
-    try:
-        return _core.map_files(fd, [f"{blob}/{OUT}" for blob in blobs], list(blobs.values()))
-    except (_core.SizeChanged, OSError) as problem:
-        if isinstance(problem, OSError) and problem.errno == errno.ENOMEM:
-            problem.strerror = f"{problem.strerror} (vm.max_map_count limits a process: load with mmap=False)"
-        raise with_path(problem, path) from None
-
-
-def with_path(problem: _core.SizeChanged | OSError, path: str) -> Exception:
-    """Say it with the path that the user knows; a file that is gone may have gone with a snapshot that was replaced."""
-    if isinstance(problem, _core.SizeChanged):
-        return CorruptError(f"{path}: {problem}; it was changed while being read, load it again")
-    problem.filename = os.path.join(path, os.fsdecode(problem.filename)) if problem.filename else path
-    damage = unreadable(problem.errno or errno.EIO, problem.filename)
-    return problem if isinstance(damage, OSError) or problem.errno == errno.ENOENT else damage
 
 
 def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]], *, mapped: bool) -> None:

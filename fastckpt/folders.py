@@ -15,6 +15,7 @@ from fastckpt import meta as meta_file
 from fastckpt.dtypes import BY_NUMBER
 from fastckpt.errors import CheckpointError, CorruptError, LimitError, MismatchError
 from fastckpt.layout import META, OUT
+from fastckpt.memory import maps_left
 from fastckpt.meta import Meta
 from fastckpt.opening import unreadable
 from fastckpt.problems import Findings
@@ -209,7 +210,8 @@ class Folders:
     ) -> list[tuple[Meta | bytes | int, int | _core.Mapping]]:
         """Look into folders; a meta that says nothing unusual comes as one, unless its seal is to be seen."""
         threads = readers(self.fd, folders) if metas else min(len(os.sched_getaffinity(0)), -(-len(folders) // FEW))
-        maps = len(folders) <= MAP_LIMIT if look == "all" else look != "none"
+        most = 0 if look == "none" else min(MAP_LIMIT, maps_left())
+        maps = len(folders) <= most if look == "all" else look != "none"
         kind = None if self._seals else Meta
         return _core.scan(
             self.fd,
@@ -220,7 +222,7 @@ class Folders:
             kind=kind,
             types=BY_NUMBER,
             threads=threads,
-            most=MAP_LIMIT,
+            most=most,
         )
 
 

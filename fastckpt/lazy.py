@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 
 from fastckpt import _core
 from fastckpt.contents import MAP_LIMIT, Contents, Entry
-from fastckpt.fetching import check_memory, fetch, map_files, read_runs
+from fastckpt.fetching import check_memory, fetch, read_runs
+from fastckpt.mapping import map_if_possible
+from fastckpt.memory import maps_left
 from fastckpt.slicing import Parts, boxed, touched
 
 __all__ = ["Doubts", "Maps", "Reads"]
@@ -40,29 +42,37 @@ class Doubts:
 
 class Maps:
     """The maps of some tensors: all made now, so that they outlive the snapshot; one by one where they would be too
-    many."""
+    many, and where the process can have no more of them, `Reads` in their place."""
 
     def __init__(self, contents: Contents, entries: Sequence[Entry], doubts: Doubts) -> None:
         self._contents, self._doubts = contents, doubts
-        inside = [entry for entry in entries if entry.blob in contents.parts]
-        self._inside = dict(zip([entry.blob for entry in inside], fetch(contents, inside, "read"), strict=True))
         self._maps: MutableMapping[str, _core.Mapping] = weakref.WeakValueDictionary()
-        if len(entries) <= MAP_LIMIT:
-            self._maps = dict(zip([entry.blob for entry in entries], fetch(contents, entries, "mmap"), strict=True))
-        else:
-            contents.keep_open()
+        fetch(contents, [entry for entry in entries if entry.blob in contents.parts], "read")
+        missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
+        if len(entries) <= MAP_LIMIT and len(missing) <= maps_left():
+            contents.blobs.update(map_if_possible(contents.fd, missing, contents.folder))
+        self._reads = None if missing.keys() <= contents.blobs.keys() else Reads(contents, doubts)
 
     def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
         """Give memory with an array that has what is wanted, its shape, and the parts that pick it."""
-        meta = entry.meta
-        blob = self._inside.get(entry.blob) or self._maps.get(entry.blob)
+        meta, blob = entry.meta, self._contents.blobs.get(entry.blob)
         if blob is None:
-            with _gone_is_said():
-                (blob,) = map_files(self._contents.fd, {entry.blob: meta.nbytes}, self._contents.path)
-            self._maps[entry.blob] = blob
+            blob = self._maps.get(entry.blob) or self._mapped(entry)
+        if blob is None:
+            assert self._reads is not None, "all are mapped"
+            return self._reads.give(entry, parts)
         self._doubts.settle(entry.blob, blob)
         _announce(blob, *(elements * meta.dtype.itemsize for elements in touched(parts, meta.shape)))
         return blob, meta.shape, parts
+
+    def _mapped(self, entry: Entry) -> _core.Mapping | None:
+        """Map one that is not; None where the process has as many maps as it may."""
+        with _gone_is_said():
+            wanted = {entry.blob: entry.meta.nbytes} if maps_left() else {}
+            for blob, made in map_if_possible(self._contents.fd, wanted, self._contents.path).items():
+                self._maps[blob] = made
+                return made
+        return None
 
 
 class Reads:

@@ -67,9 +67,9 @@ def load(
         same, past the page cache. ``auto``: as ``mmap`` where the system brings in huge pages (ext4 since Linux 6.16,
         xfs since 5.18), tensors of less than 2 MiB being read ahead; elsewhere what lies in the page cache is mapped,
         and the rest read past it at the speed of the device (or mapped, if a process loads it for the second time, or
-        has no memory for it); over a network all is read. For a folder that others can write to, take ``read`` or
-        ``direct``: whoever cuts a mapped file kills the process that touches it (SIGBUS); what was read is safe, and
-        what is cut while it is read is an error.
+        has no memory for it); over a network all is read, and so is what the process cannot map any more. For a folder
+        that others can write to, take ``read`` or ``direct``: whoever cuts a mapped file kills the process that touches
+        it (SIGBUS); what was read is safe, and what is cut while it is read is an error.
     mmap : bool, optional
         torch's argument: True is ``mode="mmap"``, False ``mode="read"``.
     prefetch : bool, optional

@@ -5,17 +5,37 @@ from __future__ import annotations
 import mmap
 import sys
 from contextlib import suppress
+from functools import cache
 
-__all__ = ["available", "unwritten", "writable"]
+from fastckpt import _core
+
+__all__ = ["available", "maps_left", "unwritten", "writable"]
 
 _MEMINFO = "/proc/meminfo"
 _VMSTAT = "/proc/vmstat"
+_MOST_MAPS = "/proc/sys/vm/max_map_count"
 _GROUP = "/sys/fs/cgroup"  # of a container; elsewhere the root has no limit
 
 
 def available() -> int:
     """Bytes that a program can have without pushing others out, of the machine or, if that has less, the container."""
     return _in_group(_meminfo("MemAvailable:"))
+
+
+def maps_left() -> int:
+    """How many more maps of ours the process shall have: an eighth of what the kernel allows is for all else in it. 0
+    where that has taken more, and hardly any are left."""
+    return max(0, _most_maps() // 8 * 7 - _core.count_maps()) if _core.hold_maps() else 0
+
+
+@cache
+def _most_maps() -> int:
+    """``sys.maxsize`` where the kernel does not say."""
+    try:
+        with open(_MOST_MAPS, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return sys.maxsize
 
 
 def unwritten() -> int:

@@ -24,6 +24,7 @@ from fastckpt.folders import FEW, MAP_LIMIT, readers
 from fastckpt.garbage import collector_at_rest
 from fastckpt.layout import DONE, PICKLE
 from fastckpt.marker import LINE_LIMIT
+from fastckpt.memory import maps_left
 from fastckpt.meta import Meta
 from fastckpt.warming import warm
 
@@ -133,7 +134,7 @@ def _load(fd: int, plain: _Plain, most: int) -> tuple[Any, Sequence[_core.Mappin
         crc32,
         others=_OTHERS,
         few=FEW,
-        most_maps=MAP_LIMIT,
+        most_maps=min(MAP_LIMIT, maps_left()),
         most_tensors=most,
         most_bytes=LINE_LIMIT,
         worth=WORTH_WARMING,
@@ -150,8 +151,8 @@ def _load_folders(fd: int, plain: _Plain, most: int) -> tuple[Any, Sequence[_cor
     folders = [name for name in os.listdir(fd) if name != DONE]
     if not 0 < len(folders) <= most:
         raise _UnusualError
-    threads = readers(fd, folders)
-    found = _core.load_folders(fd, folders, _KINDS, plain.take, plain.note, threads=threads, most=MAP_LIMIT)
+    threads, most_maps = readers(fd, folders), min(MAP_LIMIT, maps_left())
+    found = _core.load_folders(fd, folders, _KINDS, plain.take, plain.note, threads=threads, most=most_maps)
     try:
         os.stat(DONE, dir_fd=fd, follow_symlinks=False)  # whoever deletes a snapshot takes it first
     except OSError:

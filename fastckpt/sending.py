@@ -16,10 +16,11 @@ from fastckpt import _core
 from fastckpt.choosing import Mode
 from fastckpt.contents import Contents, Entry
 from fastckpt.digests import Crcs, compare, crc32
-from fastckpt.fetching import DEPTH, SMALL, WAITERS, with_path
+from fastckpt.fetching import DEPTH, SMALL, WAITERS
 from fastckpt.filesystems import filesystem_of
 from fastckpt.lanes import Lane
 from fastckpt.layout import OUT
+from fastckpt.mapping import with_path
 from fastckpt.ring import Load, Piece, pack, stream
 
 __all__ = ["send"]

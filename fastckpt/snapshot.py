@@ -45,9 +45,9 @@ def open(
     -------
     Snapshot
         It stays what it is when a save replaces the snapshot at `path`, but for two kinds, which raise
-        FileNotFoundError for what they have not handed out by then: one of over 30,000 tensors, more than a process can
-        have mapped at once, and one on a network file system or FUSE. There nothing is mapped: each index reads the
-        bytes that it asks for, into memory of their own.
+        FileNotFoundError for what they have not handed out by then: one of more tensors than the process can map
+        (30,000, or fewer where it has mapped much already), and one on a network file system or FUSE. There nothing is
+        mapped: each index reads the bytes that it asks for, into memory of their own.
 
     Raises
     ------

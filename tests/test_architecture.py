@@ -31,7 +31,7 @@ LAYERS = (
     (
         *("salvaging", "salvaged", "background", "saving", "filling", "diffing", "outline", "snapshot", "loading"),
         *("making", "quick"),
-        *("lazy", "warming", "verifying", "checking", "sending", "fetching"),
+        *("lazy", "warming", "verifying", "checking", "sending", "fetching", "mapping"),
         *("doctor", "measuring", "trials", "probing", "choosing", "contents"),
     ),
     (

@@ -348,7 +348,7 @@ def test_what_follows_from_the_machine(found: Examination) -> None:
         software=replace(SOFTWARE, packages={"torch": None}),
     )
     assert therefore(bad)[-3:] == [
-        "vm.max_map_count allows only 1,000 maps: load large snapshots with mmap=False",
+        "vm.max_map_count allows only 1,000 maps: what does not fit is read",
         "files are opened step by step, so that no link is followed (Invalid argument)",
         "torch is not installed: what was saved from it loads as numpy arrays",
     ]
