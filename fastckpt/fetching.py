@@ -122,7 +122,8 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]], *, mappe
     mapped : bool
         Map, a part at a time, what is in the page cache of this machine in huge pages.
     """
-    threads, mapped = len(os.sched_getaffinity(0)), mapped and not filesystem_of(contents.fd).remote
+    remote = filesystem_of(contents.fd).remote
+    threads, mapped = WAITERS if remote else len(os.sched_getaffinity(0)), mapped and not remote
     step, least = (2 * PART, _HUGE) if mapped and threads <= _MAPPERS else (PART, 1)
     parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, False, step, least)]
     _read_parts(contents, parts, threads, mapped=mapped)

@@ -642,6 +642,26 @@ def test_over_a_network_what_the_caller_chose_is_not_logged(
     assert said() == []
 
 
+@pytest.mark.parametrize("remote", [True, False])
+def test_live_tensors_are_filled_over_a_network_by_more_threads_than_processors(
+    remote: bool, path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a server, which does at the same time what it is asked at the same time."""
+    if remote:
+        request.getfixturevalue("network")
+    live = {name: torch.zeros_like(tensor) for name, tensor in state().items()}
+    read_parts, told = _core.read_parts, set[int]()
+
+    def noted(*arguments: Any, threads: int = 1, **options: Any) -> None:
+        told.add(threads)
+        read_parts(*arguments, threads=threads, **options)
+
+    monkeypatch.setattr(_core, "read_parts", noted)
+    fastckpt.load_into(live, path)
+    assert told == {16 if remote else len(os.sched_getaffinity(0))}
+    assert all(torch.equal(live[name], tensor) for name, tensor in state().items())
+
+
 @pytest.mark.usefixtures("network")
 def test_over_a_network_small_gaps_are_read_and_large_ones_are_not(
     tmp_path: Path, asked: list[tuple[str, int]]
