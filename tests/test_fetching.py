@@ -658,7 +658,7 @@ def test_live_tensors_are_filled_over_a_network_by_more_threads_than_processors(
 
     monkeypatch.setattr(_core, "read_parts", noted)
     fastckpt.load_into(live, path)
-    assert told == {16 if remote else len(os.sched_getaffinity(0))}
+    assert max(told) == (16 if remote else len(os.sched_getaffinity(0)))
     assert all(torch.equal(live[name], tensor) for name, tensor in state().items())
 
 
