@@ -23,9 +23,13 @@ static _Atomic(char *) reserve;
 
 enum { RESERVE = 32 }; /* maps */
 
+/* In the middle of others that the kernel took for one map it makes two of them, and so is refused where there are none. */
 static void unmap(void *address, size_t size)
 {
-    (void)munmap(address, size); /* fails only for arguments that mmap did not give */
+    if (munmap(address, size) < 0) {
+        fc_give_up_maps();
+        (void)munmap(address, size);
+    }
     atomic_fetch_sub_explicit(&maps_there, 1, memory_order_relaxed);
 }
 
@@ -104,6 +108,8 @@ int fc_map_open(int fd, off_t size, void **address, struct fc_error *err)
 int fc_map_memory(size_t size, void **address, struct fc_error *err)
 {
     void *map = make_map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == NULL && errno == ENOMEM) /* perhaps for want of maps, which there are now */
+        map = make_map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == NULL)
         return fc_fail(err, "allocate");
     if (size >= (size_t)FC_HUGE_PAGE)

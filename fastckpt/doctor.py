@@ -187,6 +187,8 @@ def _saves(folder: Folder) -> Iterator[str]:
         return
     if folder.file_system.in_memory:
         yield f"saves: into memory; nothing on {folder.file_system.name} survives a restart"
+    elif folder.file_system.remote:
+        yield f"saves: through the page cache: {folder.file_system.name} is a network file system, or a program's"
     elif _is_direct(folder):
         aligned = f", {folder.direct_memory_alignment}-byte aligned" if folder.direct_memory_alignment else ""
         yield f"saves: O_DIRECT in parts of {PART >> 20} MiB{aligned}"

@@ -16,7 +16,7 @@ from fastckpt.digests import Crcs, compare, crc32
 from fastckpt.filesystems import filesystem_of
 from fastckpt.layout import OUT
 from fastckpt.mapping import map_files, map_if_possible, with_path
-from fastckpt.memory import maps_left
+from fastckpt.memory import available, maps_left
 
 __all__ = ["DEPTH", "PART", "SMALL", "WAITERS", "Allocate", "check_memory", "fetch"]
 __all__ += ["read_at", "read_into", "read_runs", "runs"]
@@ -88,18 +88,19 @@ def fetch(
             missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
     if mode == "mmap":
         contents.blobs.update(zip(missing, map_files(contents.fd, missing, contents.folder), strict=True))
-    elif (
-        mode == "auto"
-        and allocate is None
-        and 0 < len(missing) <= min(MAP_LIMIT, maps_left())
-        and better_mapped(contents.fd, sum(missing.values()))
-    ):
-        contents.blobs.update(map_if_possible(contents.fd, missing, contents.folder))
+    elif mode == "auto" and allocate is None and 0 < len(missing) <= MAP_LIMIT and _better_mapped(contents, missing):
+        contents.blobs.update(map_if_possible(contents.fd, missing, contents.folder, whole=True))
     missing = {blob: nbytes for blob, nbytes in missing.items() if blob not in contents.blobs}
     there = {blob: digest for blob, digest in digests.items() if blob not in missing}
     check_memory(contents.path, contents.blobs, there, threads)
     _read(contents, missing, mode, threads, digests, allocate)
     return [contents.blobs[entry.blob] for entry in entries]
+
+
+def _better_mapped(contents: Contents, missing: dict[str, int]) -> bool:
+    """Tell whether to map what is not in memory: also beyond the maps that are for others, if memory has no room."""
+    size = sum(missing.values())
+    return (len(missing) <= maps_left() or size > available()) and better_mapped(contents.fd, size)
 
 
 def _move(contents: Contents, blobs: Sequence[str], allocate: Allocate) -> None:

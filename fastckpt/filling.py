@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from fastckpt import _core, parallel, tree
@@ -185,7 +187,9 @@ def _fill(pairs: Sequence[tuple[_Target, Entry]], contents: Contents, *, mapped:
     for (target, _), memory in zip(near, straight, strict=True):
         if memory is not None:
             target.codec.sound(target.value)
-    parallel.run(lambda pair: _fill_by_rows(*pair, contents), crooked, len(os.sched_getaffinity(0)))
+    over = threading.Event()
+    fill = partial(_fill_by_rows, contents=contents, over=over)
+    parallel.run(lambda pair: fill(*pair), crooked, len(os.sched_getaffinity(0)), stop=over.set)
 
 
 def _send(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> list[tuple[_Target, Entry]]:
@@ -207,10 +211,12 @@ def _send(pairs: Sequence[tuple[_Target, Entry]], contents: Contents) -> list[tu
     return near
 
 
-def _fill_by_rows(target: _Target, entry: Entry, contents: Contents) -> None:
+def _fill_by_rows(target: _Target, entry: Entry, contents: Contents, over: threading.Event) -> None:
     dtype, at = entry.meta.dtype, 0
     (room,) = _core.allocate([min(entry.meta.nbytes, PIECE)])
     for index in row_pieces(target.shape, dtype.itemsize, PIECE):
+        if over.is_set():
+            return
         part = target.value[(*index, ...)]  # () alone would give of numpy's without dimensions a scalar, no view
         view = memoryview(room)[: math.prod(part.shape) * dtype.itemsize]
         read_at(contents, entry, at, view)

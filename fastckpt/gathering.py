@@ -64,6 +64,9 @@ def packed(pieces: Iterator[Any], room: _core.Mapping) -> Iterator[Any]:
     for piece in pieces:
         source = np.frombuffer(piece, np.uint8)
         while len(source):
+            if not len(view):  # of a tensor that was empty, and is not any more
+                yield source
+                break
             count = min(len(view) - filled, len(source))
             np.copyto(view[filled : filled + count], source[:count])
             source, filled = source[count:], filled + count

@@ -94,11 +94,12 @@ class Handle:
 
     def acquire(self) -> bool | None:
         """Lock without waiting, and tell whether it is `locked` now."""
+        self.holder = threading.get_ident()  # first: a signal's handler must see it that comes when the lock is there
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.locked, self.holder = True, threading.get_ident()
+            self.locked = True
         except BlockingIOError:
-            self.locked = False
+            self.locked, self.holder = False, 0
         except OSError as problem:
             if problem.errno not in _NO_LOCKS:
                 raise
@@ -109,8 +110,9 @@ class Handle:
         """Tell whether this very thread has the lock already, by another handle: it cannot wait for itself."""
         status, me = os.fstat(self.fd), threading.get_ident()
         with _opening:
-            ours = [other for other in _handles if other.holder == me and other is not self]
-        return any(other.fd >= 0 and os.path.samestat(os.fstat(other.fd), status) for other in ours)
+            known = [ref() for ref in _handles.data.copy()]  # type: ignore[attr-defined]  # at once: handlers may open others
+            ours = [other for other in known if other is not None and other is not self and other.holder == me]
+            return any(other.fd >= 0 and os.path.samestat(os.fstat(other.fd), status) for other in ours)
 
     def is_at(self, name: str, dir_fd: int) -> bool:
         """Tell whether the name leads to what is open here."""

@@ -84,9 +84,9 @@ class Copies:
                 yield run, begin, end
                 run = {}
             if not run:
-                begin = at
+                begin = end = at
             run[folder] = at - begin
-            end = at + self._sizes[folder]
+            end = max(end, at + self._sizes[folder])  # an empty one may lie where another begins
         if run:
             yield run, begin, end
 

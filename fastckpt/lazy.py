@@ -51,7 +51,7 @@ class Maps:
         fetch(contents, [entry for entry in entries if entry.blob in contents.parts], "read")
         missing = {entry.blob: entry.meta.nbytes for entry in entries if entry.blob not in contents.blobs}
         if len(entries) <= MAP_LIMIT and len(missing) <= maps_left():
-            contents.blobs.update(map_if_possible(contents.fd, missing, contents.folder))
+            contents.blobs.update(map_if_possible(contents.fd, missing, contents.folder, whole=False))
         self._reads = None if missing.keys() <= contents.blobs.keys() else Reads(contents, doubts)
 
     def give(self, entry: Entry, parts: Parts) -> tuple[_core.Mapping, tuple[int, ...], Parts]:
@@ -72,7 +72,7 @@ class Maps:
         """Map one that is not; None where the process has as many maps as it may."""
         with _gone_is_said():
             wanted = {entry.blob: entry.meta.nbytes} if maps_left() else {}
-            for blob, made in map_if_possible(self._contents.fd, wanted, self._contents.path).items():
+            for blob, made in map_if_possible(self._contents.fd, wanted, self._contents.path, whole=False).items():
                 self._maps[blob] = made
                 return made
         return None

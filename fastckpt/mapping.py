@@ -34,8 +34,15 @@ def map_files(fd: int, blobs: dict[str, int], path: str) -> list[_core.Mapping]:
         raise with_path(problem, path) from None
 
 
-def map_if_possible(fd: int, blobs: dict[str, int], path: str) -> dict[str, _core.Mapping]:
-    """Do the same, and give the maps by folder; none, where there are too many and the memory is enough to read them.
+def map_if_possible(fd: int, blobs: dict[str, int], path: str, *, whole: bool) -> dict[str, _core.Mapping]:
+    """Do the same, and give the maps by folder; none, where there are too many and they can be read instead.
+
+    Parameters
+    ----------
+    fd, blobs, path
+        As for `map_files`.
+    whole : bool
+        Whether all of their bytes would be read, for which the memory has to be enough.
 
     Raises
     ------
@@ -45,7 +52,7 @@ def map_if_possible(fd: int, blobs: dict[str, int], path: str) -> dict[str, _cor
     try:
         return dict(zip(blobs, map_files(fd, blobs, path), strict=True))
     except OSError as problem:
-        if problem.errno != errno.ENOMEM or sum(blobs.values()) > available():
+        if problem.errno != errno.ENOMEM or (whole and sum(blobs.values()) > available()):
             raise
         return {}
 

@@ -6,6 +6,7 @@ Plain threads: Python's pools take no work once the main thread has ended, when 
 from __future__ import annotations
 
 import operator
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Lock, Thread, get_ident
@@ -33,7 +34,23 @@ def check_threads(threads: Any) -> None:
         raise ValueError(f"threads must be at least 1, or None for as many as suit, not {count}")
 
 
-def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> list[Result]:
+class _Busy:
+    """The helpers that may take a job; each adds itself before it takes one, and leaves when it takes no other."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        self._owner = os.getpid()
+
+    def call_off(self, todo: deque[Any]) -> None:
+        """Let no job be begun any more, and wait for those who are at one; in a forked child there are none."""
+        if os.getpid() != self._owner:
+            self.threads.clear()
+        _core.call_off(todo, self.threads)
+
+
+def run(
+    work: Callable[[Job], Result], jobs: Sequence[Job], threads: int, *, stop: Callable[[], None] | None = None
+) -> list[Result]:
     """Do all jobs, in at most `threads` threads of which the caller is one.
 
     Parameters
@@ -44,6 +61,8 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
         Taken in order, each by whoever is free.
     threads : int
         At least 1. A thread that the system refuses is done without.
+    stop : callable, optional
+        Called when this thread is interrupted, or its job failed: lets long jobs of others end before they are done.
 
     Returns
     -------
@@ -58,34 +77,30 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
     """
     results: list[Any] = [None] * len(jobs)
     todo = deque(enumerate(jobs))
-    problems, helpers, busy = list[BaseException](), list[Thread](), set[int]()  # `busy`: helpers that may take a job
-
-    def take() -> tuple[int, Job] | None:
-        try:
-            return todo.popleft()
-        except IndexError:
-            return None
+    problems, helpers, busy = list[BaseException](), list[Thread](), _Busy()
 
     def worker() -> None:
-        while taken := take():
+        while taken := _taken(todo):
             results[taken[0]] = work(taken[1])
 
     def helper() -> None:
-        busy.add(get_ident())
+        busy.threads.add(get_ident())
         try:
             worker()
         except BaseException as problem:  # noqa: BLE001
             todo.clear()
             problems.append(problem)
         finally:
-            busy.discard(get_ident())
+            busy.threads.discard(get_ident())
 
     try:
         _start(helper, min(threads, len(jobs)) - 1, helpers)
         worker()
         _wait_for(helpers)
     except BaseException:
-        _core.call_off(todo, busy)
+        if stop is not None:
+            stop()
+        busy.call_off(todo)
         _wait_for(helpers)
         problems.clear()  # whose frames hold this one, and all that the jobs hold
         raise
@@ -97,23 +112,30 @@ def run(work: Callable[[Job], Result], jobs: Sequence[Job], threads: int) -> lis
         problems.clear()
 
 
+def _taken(todo: deque[Job]) -> Job | None:
+    try:
+        return todo.popleft()
+    except IndexError:
+        return None
+
+
 def beside(work: Callable[[], Result], wait: Callable[[], None]) -> Result:
     """Give what `work` gives, which a thread does while this one does `wait`; errors as from `run`."""
     made: list[Result] = []
     problems: list[BaseException] = []
     helpers: list[Thread] = []
-    todo, busy = deque([work]), set[int]()
+    todo, busy = deque([work]), _Busy()
     begun = Lock()  # or it would keep the GIL, and what waits would begin when it is interrupted
 
     def helper() -> None:
-        busy.add(get_ident())
+        busy.threads.add(get_ident())
         try:
             with begun:
                 made.append(todo.popleft()())
         except BaseException as problem:  # noqa: BLE001
             problems.append(problem)
         finally:
-            busy.discard(get_ident())
+            busy.threads.discard(get_ident())
 
     try:
         with begun:
@@ -123,7 +145,7 @@ def beside(work: Callable[[], Result], wait: Callable[[], None]) -> Result:
         try:
             _wait_for(helpers)
         finally:
-            _core.call_off(todo, busy)
+            busy.call_off(todo)
     try:
         if problems:
             raise problems[0]

@@ -121,7 +121,7 @@ def write_plan(
 ) -> None:
     """Write it as `save` does, telling `progress` the bytes of each part when they are written."""
     path = os.fspath(path)
-    with _room_told(path, plan.nbytes), staging(path, overwrite=overwrite, durable=durable) as stage:
+    with _room_told(path, plan.nbytes, len(plan.items)), staging(path, overwrite=overwrite, durable=durable) as stage:
         with named(stage.path):
             way = way_for(
                 stage.fd,
@@ -139,25 +139,24 @@ def write_plan(
 
 
 @contextmanager
-def _room_told(path: str, nbytes: int) -> Iterator[None]:
+def _room_told(path: str, nbytes: int, tensors: int) -> Iterator[None]:
     """Let the error of a full disk say how much is wanted, and is free when what was written is gone again."""
     try:
         yield
     except OSError as problem:
         if problem.errno in _FULL and not isinstance(problem, CheckpointError):
-            found = "more than is left of the quota"
-            if problem.errno == errno.ENOSPC:
-                found = f"found {_free(path)} free"
-            wanted = f"wanted {nbytes} bytes for the tensors, {found}"
+            found = "more than is left of the quota" if problem.errno == errno.EDQUOT else f"found {_free(path)}"
+            wanted = f"wanted {nbytes} bytes for {tensors} tensors, of three files or folders each, {found}"
             problem.strerror = f"{problem.strerror}: {wanted}; make room, or save to another disk"
         raise
 
 
 def _free(path: str) -> str:
-    """Bytes that a save to `path` may take; the old snapshot stays until the new one is there."""
+    """What a save to `path` may take; the old snapshot stays until the new one is there."""
     with suppress(OSError):
         status = os.statvfs(os.path.dirname(os.path.realpath(path)))
-        return str(status.f_bavail * status.f_frsize)
+        files = f" and room for {status.f_favail} files" if status.f_files else ""  # else there is no end to them
+        return f"{status.f_bavail * status.f_frsize} bytes free{files}"
     return "nobody knows how many"
 
 

@@ -71,7 +71,8 @@ def open(
     def act(contents: Contents) -> Snapshot:
         entries = contents.select(wanted, max_bytes)
         if contents.looked != (look != "none"):
-            contents.look_at({e.blob: e.meta.nbytes for e in entries if e.blob not in contents.blobs}, look)
+            there = contents.blobs.keys() | contents.parts.keys()
+            contents.look_at({e.blob: e.meta.nbytes for e in entries if e.blob not in there}, look)
         return Snapshot(contents, entries, framework, verify, whole=wanted is None)
 
     return reading(path, act, look=at_once, keys=wanted, max_tensors=max_tensors, seals=verify)

@@ -157,15 +157,24 @@ class Stage:
         finally:
             self._writing.discard(me)
 
+    def stop(self) -> None:
+        """Let nobody write any more; who is writing goes on for a piece."""
+        self._over = True
+
     def end(self) -> None:
         """Wait for other threads that write, and let none begin: a pool that was interrupted may have forgotten one.
 
         Afterwards nothing is open in the folder.
         """
-        self._over = True
+        self.stop()
         while self._writing - {threading.get_ident()}:
             time.sleep(0.001)
         self.drop()  # an error holds them; and NFS deletes no folder with an open file in it
+
+    def forget(self) -> None:
+        """Leave it to the process that this one was forked from, and whose threads are not here."""
+        self._writing.clear()
+        self.drop()
 
     def drop(self) -> None:
         """Close the files that are being filled."""
@@ -219,7 +228,7 @@ def _close_in_child() -> None:
     """A child that outlives the snapshot must not keep its files: their space would stay taken. (One that is just being
     created when the process forks is not known yet.)"""
     for stage in list(_stages):
-        stage.drop()
+        stage.forget()
 
 
 _stages: weakref.WeakSet[Stage] = weakref.WeakSet()

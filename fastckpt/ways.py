@@ -28,7 +28,7 @@ _EACH = 1 << 20  # and so many more for each tensor: what a device writes while 
 
 # They lie over another file system, and a sync of all of theirs does not hear that a write was lost there; that of a
 # file does. What is unknown may be one of them, or remote.
-_OVER_ANOTHER = {"overlay", "aufs", "ecryptfs", "unknown"}
+_OVER_ANOTHER = {"overlay", "aufs", "ecryptfs", "shiftfs", "unknown"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def write_items(plan: WritePlan, stage: Stage, way: Way, progress: Progress | No
     with Drawer(way.threads) as drawer:
         jobs = [job for item in large for job in _jobs_of(item, save, drawer)]
         save.rooms = Rooms(way.threads, save.piece, drawer.nbytes)
-        parallel.run(lambda job: job(), _mixed(jobs, small), way.threads)
+        parallel.run(lambda job: job(), _mixed(jobs, small), way.threads, stop=stage.stop)
     for item in plan.items:
         if item.twin is not None:
             text = save.meta(item, save.crcs[item.twin])
@@ -142,14 +142,29 @@ class _Run:
         self.syncs = syncs
 
     def __call__(self) -> None:
-        self.save.stage.write_tensors([self._prepared(item) for item in self.items])
+        outs = [item.codec.whole(item.value) for item in self.items]
+        with self.save.rooms.lent() if any(out is None for out in outs) else nullcontext() as room:
+            if room is not None:
+                outs = self._gathered(outs, room)
+            self.save.stage.write_tensors([*map(self._prepared, self.items, outs)])
         self.save.tell(self.nbytes)
         if self.syncs:  # while others go on, and the sync at the end is short
             self.save.stage.sync()
 
-    def _prepared(self, item: WriteItem) -> tuple[str, Any, bytes]:
+    def _gathered(self, outs: Sequence[Any], room: Room) -> list[Any]:
+        """Put those that do not lie in order into the room, which has as many bytes as a run."""
+        made, at = list(outs), 0
+        for number, item in enumerate(self.items):
+            if made[number] is None:
+                made[number] = memoryview(room.out)[at : at + item.nbytes]
+                parts = packed(item.pieces(room.gather), made[number])
+                self.save.stage.check_written(item.folder, item.nbytes, sum(map(len, parts)))
+                at += item.nbytes
+        return made
+
+    def _prepared(self, item: WriteItem, whole: Any) -> tuple[str, Any, bytes]:
         """Give folder, `out` and `meta`."""
-        out = item.whole()
+        out = memoryview(whole)
         self.save.stage.check_written(item.folder, item.nbytes, out.nbytes)
         return item.folder, out, self.save.meta(item, crc32(out) if self.save.way.digest else 0)
 
@@ -164,8 +179,10 @@ class _Small:
         self._crc = 0
 
     def __call__(self) -> None:
-        folder, sync = self.item.folder, self.save.way.sync
-        self.save.stage.write_tensor(folder, self._text, self._pieces(), self.nbytes, sync=sync)
+        folder, sync, ready = self.item.folder, self.save.way.sync, self.item.codec.whole(self.item.value)
+        with self.save.rooms.lent() if ready is None else nullcontext() as room:
+            pieces = self._pieces(room and room.gather)
+            self.save.stage.write_tensor(folder, self._text, pieces, self.nbytes, sync=sync)
         if self.item.twin is None:  # else its bytes have been told
             self.save.tell(self.nbytes)
 

@@ -15,6 +15,7 @@ import time
 import traceback
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch import nn
 import fastckpt
 from fastckpt import _core, background, parallel, tasks
 from fastckpt.codec import codec_for
+from fastckpt.staging import Stage
 from fastckpt.torch import pinned
 
 PATIENCE = 60.0  # seconds until a test gives up; none takes that long
@@ -931,6 +933,60 @@ def test_no_number_of_interrupts_leaves_a_thread_at_work(how: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         act()
     assert work.over
+
+
+def test_a_second_interrupt_does_not_wait_for_all_of_a_long_job() -> None:
+    """What is told that all is over ends early."""
+    begun, over, done = threading.Event(), threading.Event(), []
+
+    def work(job: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            begun.wait(PATIENCE)
+            raise KeyboardInterrupt
+        begun.set()
+        done.append(over.wait(PATIENCE))
+
+    with pytest.raises(KeyboardInterrupt):
+        parallel.run(work, range(2), 2, stop=over.set)
+    assert done == [True]
+
+
+@pytest.mark.parametrize("how", ["page cache", "gathered"])
+def test_an_interrupted_save_of_few_large_tensors_ends_in_the_middle_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Through the page cache a thread writes all of one."""
+    written, begun = list[int](), threading.Event()
+    write_part = Stage.write_part
+
+    def slowly(stage: Stage, folder: str, file: Any, part: Any, at: int, *how: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            begun.wait(PATIENCE)
+            raise KeyboardInterrupt
+        write_part(stage, folder, file, part, at, *how)
+        written.append(at)
+        begun.set()
+        while not stage._over and len(written) < 2:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(Stage, "write_part", slowly)
+    tensors = {name: torch.ones(3000, 4000) for name in "ab"}  # 46 MiB
+    if how == "gathered":
+        tensors = {name: tensor.T for name, tensor in tensors.items()}
+    with pytest.raises(KeyboardInterrupt):
+        fastckpt.save(tensors, tmp_path / "s", threads=2, durable=False)
+    assert len(written) == 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_forked_child_waits_for_no_threads_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked by a handler in the middle of jobs, and unwound: they are not there."""
+    busy = parallel._Busy()
+    busy.threads.add(1)
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    busy.call_off(deque([1]))
+    assert not busy.threads
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -221,6 +221,17 @@ def test_the_sides_of_ours_differ_in_digests_alone(tmp_path: Path, monkeypatch: 
     assert told == [(tmp_path / "s", {"device": None, "verify": True})]
 
 
+def test_only_what_is_loaded_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: set[Path] = set()
+    take = Room.take
+    monkeypatch.setattr(
+        Room, "take", lambda room, path, nbytes, keep: (kept.update(keep), take(room, path, nbytes, keep))
+    )
+    options = Options(tmp_path, "tiny", 1, ("gpt2",), ("fastckpt", "fastckpt-bare", "fastckpt-verify"), space=10**9)
+    run(options, lambda what: None, lambda document: None)
+    assert {path.name.partition("-gpt2-")[2] for path in kept} == {"fastckpt"}
+
+
 def test_who_is_missing_is_told_with_a_hint(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert machine.missing(RIVALS["fastsafetensors"]) == "pip install torch fastsafetensors"

@@ -317,6 +317,10 @@ def test_a_good_folder(found: Examination) -> None:
             {"file_system": FileSystem.named("nfs4")},
             "loads: nfs4 is a network file system, or a program's: no maps by default, large parallel reads",
         ),
+        (
+            {"file_system": FileSystem.named("nfs4")},
+            "saves: through the page cache: nfs4 is a network file system, or a program's",
+        ),
         ({"file_system": FileSystem.named("tmpfs")}, "saves: into memory; nothing on tmpfs survives a restart"),
         ({"file_system": FileSystem.named("tmpfs")}, "loads: maps, since all of it is in memory"),
         ({"direct_io": NO}, "saves: through the page cache: O_DIRECT is refused (Invalid argument)"),

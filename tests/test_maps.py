@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from pages import evict, maps_of
 
 import fastckpt
-from fastckpt import _core, choosing, memory, quick
+from fastckpt import _core, choosing, fetching, folders, mapping, memory, quick
 
 COUNT = 300  # tensors,
 LENGTH = 20_000  # bytes each: too many for the copies of an index
@@ -97,6 +98,30 @@ def alone(code: str, path: Path) -> str:
     return done.stdout
 
 
+MEMORY = """
+for count in range(3):
+    use_up(0)
+    (memory,) = fastckpt._core.allocate([1 << 20])
+    assert len(memory) == 1 << 20
+    del memory, room
+    check(fastckpt.load(path, as_="numpy"))
+
+whole = [fastckpt._core.allocate([4096])[0] for _ in range(64)]  # which lie together, and are one map to the kernel
+places = [ctypes.addressof(ctypes.c_char.from_buffer(memoryview(memory))) for memory in whole[1:63:2]]
+use_up(0)
+del whole[1:63:2]
+lines = [line.split()[0].split("-") for line in open("/proc/self/maps")]
+there = [(int(begin, 16), int(end, 16)) for begin, end in lines]
+print(len(places), sum(begin <= at < end for begin, end in there for at in places))
+"""
+
+
+@pytest.mark.no_asan
+def test_where_no_map_is_left_there_is_memory(path: Path) -> None:
+    """The maps that are held are for it; so they are for what is unmapped in the middle of a map."""
+    assert alone(MEMORY, path).split() == ["31", "0"]
+
+
 @pytest.mark.no_asan
 def test_what_cannot_be_mapped_is_read(path: Path) -> None:
     alone(WAYS, path)
@@ -150,6 +175,35 @@ def test_what_is_cold_for_the_second_time_is_read_where_maps_are_few(
         assert all((array == 3).all() for array in found.values())
         assert maps_of(other) == mapped
         del found
+
+
+@pytest.mark.parametrize("room", [0, 1 << 40])
+def test_what_memory_has_no_room_for_is_mapped_beyond_the_share(
+    path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(fetching, "maps_left", lambda: 100)
+    monkeypatch.setattr(fetching, "available", lambda: room)
+    monkeypatch.setattr(fetching, "better_mapped", lambda fd, nbytes: nbytes > room)
+    found = fastckpt.load(path, as_="numpy", max_bytes=1 << 30)
+    assert maps_of(path) == (COUNT if room == 0 else maps_of(path))
+    assert all((array == int(key) % 251).all() for key, array in found.items())
+
+
+@pytest.mark.parametrize("keys", [None, ["7", "8"]])
+def test_an_open_snapshot_reads_what_cannot_be_mapped_whatever_its_size(
+    path: Path, monkeypatch: pytest.MonkeyPatch, keys: Any
+) -> None:
+    """Only what is asked for will be read."""
+
+    def refuse(*arguments: Any) -> Any:
+        raise OSError(errno.ENOMEM, "no maps")
+
+    monkeypatch.setattr(mapping, "map_files", refuse)
+    monkeypatch.setattr(mapping, "available", lambda: 0)
+    monkeypatch.setattr(folders, "maps_left", lambda: 0)
+    snapshot = fastckpt.open(path, as_="numpy", keys=keys)
+    assert (snapshot["7"][:10] == 7).all()
+    assert maps_of(path) == 0
 
 
 def test_several_snapshots_are_open_at_a_time(path: Path, few_maps: int) -> None:

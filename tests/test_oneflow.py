@@ -181,6 +181,13 @@ def test_some_keys(path: Path) -> None:
         fastckpt.load(path, keys=["epoch"])
 
 
+def test_open_some_keys(path: Path) -> None:
+    """They have no files of their own, at which an open of some keys would look."""
+    for options in ({"keys": ["model.head"]}, {"max_bytes": 1 << 20}):
+        snapshot = fastckpt.open(path, **options)
+        assert np.asarray(snapshot["model.head"][...]).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_load_into(path: Path) -> None:
     targets = fastckpt.load(path)
     for zeroed in (targets["model"]["l.weight"], targets["optimizer"]["state"][0]["m"], targets["numbers"]):

@@ -30,7 +30,7 @@ from fastckpt import _core, digests, gathering, saving, ways, writing
 from fastckpt.commit import staging
 from fastckpt.errors import UnsupportedError
 from fastckpt.filesystems import FileSystem
-from fastckpt.plan import WritePlan
+from fastckpt.plan import WriteItem, WritePlan
 from fastckpt.staging import Stage
 
 _PART = 64 << 10
@@ -352,7 +352,8 @@ from fastckpt.filesystems import FileSystem
 from fastckpt.torch import pinned
 
 folder, case = sys.argv[1:]
-how = {"durable": case == "remote", "threads": int(case) if case.isdigit() else None}
+number = case.rpartition(" ")[2]
+how = {"durable": "remote" in case, "threads": int(number) if number.isdigit() else None}
 
 def memory(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) << 10
@@ -360,7 +361,7 @@ def memory(field):
 def many(count):
     return {f"{at}": np.ones((1024, 300)).T for at in range(count)}  # 2.3 MiB each
 
-if case == "remote":
+if "remote" in case:
     ways.filesystem_of = lambda _: FileSystem.named("nfs4")
 if case == "processors":
     os.sched_getaffinity = lambda _: range(64)
@@ -369,6 +370,8 @@ if case == "more than the page cache takes":
     ways.writable = lambda: 64 << 20
 fastckpt.save({"warm": np.ones(9)}, folder + "/s", durable=False)
 saved = many(96)
+if case.startswith("small"):
+    saved = {f"{at}": np.ones((512, 256)).T for at in range(300)}  # 1 MiB each
 if case == "device":
     how["threads"] = 24
     saved |= {f"far {at}": torch.ones(5 << 20, dtype=torch.uint8) for at in range(24)}
@@ -382,7 +385,11 @@ print(memory("VmHWM") - before)
 
 @pytest.mark.no_asan
 @pytest.mark.parametrize(
-    "case", ["remote", "processors", "more than the page cache takes", "device", "7", "13", "24", "90"]
+    "case",
+    [
+        *("remote", "processors", "more than the page cache takes", "device", "7", "13", "24", "90"),
+        *("small, 90", "small, remote, 90"),
+    ],
 )
 def test_memory_is_bounded_for_any_number_of_threads_that_gather(memory_path: Path, case: str) -> None:
     """Each has its tensor, which does not lie in order, and none waits for a device."""
@@ -762,9 +769,12 @@ def test_a_full_disk_says_how_much_is_wanted_and_free(parent: Path, call: str, c
         refusing(call, code, lambda: fastckpt.save(saved, parent / "s"))
     assert (caught.value.errno, type(caught.value)) == (code, OSError)
     assert caught.value.filename.startswith(str(parent / "s"))
-    told = re.search(r": wanted (\d+) bytes for the tensors, (?:found (\d+) free|.* quota); .*room", str(caught.value))
-    assert told
+    found = r"(?:found (\d+) bytes free(?: and room for \d+ files)?|.* quota)"
+    wanted = rf": wanted (\d+) bytes for 2 tensors, of three files or folders each, {found}; .*room"
+    told = re.search(wanted, str(caught.value))
+    assert told, caught.value
     assert int(told[1]) == 300_005 * 8
+    assert (" files; " in str(caught.value)) is (code == errno.ENOSPC and status.f_files > 0)
     assert (told[2] is None) is (code == errno.EDQUOT)
     assert 0 <= int(told[2] or 0) <= status.f_blocks * status.f_frsize
 
@@ -774,6 +784,32 @@ def test_what_the_disk_did_not_confirm_is_no_matter_of_room(tmp_path: Path, monk
     with pytest.raises(fastckpt.CommitUncertain) as caught:
         fastckpt.save({"w": numbers(3)}, tmp_path / "s")
     assert "wanted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 5999, 6001, 200_000])
+def test_small_tensors_that_are_gathered_are_right_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool, length: int
+) -> None:
+    """Also where another thread resizes one meanwhile."""
+    monkeypatch.setattr(ways, "syncs_whole", lambda system: not sync)
+    turned = {f"{at}": torch.arange(6000).reshape(at, -1).T for at in (2, 3, 4, 5)}
+    turned |= {"empty": torch.zeros(3, 0).T, "conj": torch.arange(6000).to(torch.complex64).conj()}
+    fastckpt.save(turned, tmp_path / "s", threads=3)
+    found = fastckpt.load(tmp_path / "s", verify=True)
+    assert all(torch.equal(found[key], tensor) for key, tensor in turned.items())
+    pieces_of = WriteItem.pieces
+
+    def meanwhile(item: WriteItem, room: Any = None) -> Any:
+        if item.folder == "4":
+            item.value.resize_(length)
+        return pieces_of(item, room)
+
+    monkeypatch.setattr(WriteItem, "pieces", meanwhile)
+    with pytest.raises(fastckpt.UnsupportedError, match=rf"/s/4: 48000 bytes when the save began, then {length * 8}"):
+        fastckpt.save(turned, tmp_path / "s", threads=3)
+    monkeypatch.undo()
+    assert [*fastckpt.load(tmp_path / "s", verify=True)] == [*turned], "the old one"
 
 
 @pytest.mark.usefixtures("parts")

@@ -54,9 +54,15 @@ class Floors:
         if not durable:
             return self._made(path, nbytes, processors, durable=False)
         if nbytes not in self._threads:
-            tried = {many: self._made(path, nbytes, many, durable=True)["seconds"] for many in (processors, *_THREADS)}
+            tried = {many: self._tried(path, nbytes, many) for many in dict.fromkeys((processors, *_THREADS))}
             self._threads[nbytes] = min(tried, key=lambda many: tried[many])
+            os.sync()
         return self._made(path, nbytes, self._threads[nbytes], durable=True)
+
+    def _tried(self, path: Path, nbytes: int, threads: int) -> float:
+        os.sync()  # what the last one has emptied
+        seconds: float = self._made(path, nbytes, threads, durable=True)["seconds"]
+        return seconds
 
     def _made(self, path: Path, nbytes: int, threads: int, *, durable: bool) -> dict[str, Any]:
         """Make them in so many threads; afterwards they are emptied, and keep their names."""

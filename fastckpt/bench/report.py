@@ -34,8 +34,8 @@ each round fresh values, but where they are those of a real model; before it eve
   the same in as many threads as processors, files of more than 16 KiB being mapped. For saves without sync it is files
   of 16 MiB, written in as many threads.
 - **the same folders and files, in C**: as many as a snapshot of ours has, each of as many bytes: for durable saves as
-  many threads as turned out best (of four numbers, 2 to 24) copy them to where O_DIRECT can write from, and one syncs
-  all; for others as many threads as processors write them through the page cache. No digests, no checks, no
+  many threads as turned out best (the processors, 6, 12 or 24) copy them to where O_DIRECT can write from, and one
+  syncs all; for others as many threads as processors write them through the page cache. No digests, no checks, no
   interpreter.
 - **bare work**, of a promise: what such a limit reaches in the same rounds: for saves the same folders and files in C,
   for cold loads the device with memory for all of it; where a workload was measured without it, the limit itself. It is

@@ -229,7 +229,7 @@ class _Bench:
         if "error" not in answer:
             answer["resident_after"] = resident(path)
             evict(path)
-            if op == "save_durable":
+            if op == "save_durable" and RIVALS[name].family == name:
                 self._targets[name] = path
         return answer
 
