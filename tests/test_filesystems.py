@@ -154,10 +154,10 @@ def test_what_could_not_be_found_out_is_asked_for_again(
 
 
 def mounted(fresh: pytest.MonkeyPatch, folder: Path, name: str, number: int) -> None:
-    """Let a file system be mounted where another was, on a device of the same number."""
-    device = os.stat(folder).st_dev
+    """Let a file system be mounted where another was, with the same number of no block device."""
     mounts = folder / "mounts"
-    mounts.write_text(f"1 2 {os.major(device)}:{os.minor(device)} / / rw - {name} a rw\n")
+    mounts.write_text(f"1 2 0:77 / / rw - {name} a rw\n")
+    fresh.setattr(os, "stat", lambda _: types.SimpleNamespace(st_dev=os.makedev(0, 77)))
     fresh.setattr(filesystems, "_MOUNTS", str(mounts))
     status = types.SimpleNamespace(f_fsid=number)
     for call in ("statvfs", "fstatvfs"):
@@ -173,6 +173,15 @@ def test_a_number_that_another_file_system_has_got_is_asked_for_again(
         assert filesystem_of(tmp_path) == FileSystem.named(name)
         with open(tmp_path / "mounts", "rb") as stream:
             assert filesystem_of(stream.fileno()) == FileSystem.named(name)
+
+
+def test_a_block_device_is_asked_for_once(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:
+    mounted(fresh, tmp_path, "xfs", 0)
+    (tmp_path / "mounts").write_text("1 2 8:1 / / rw - xfs a rw\n")
+    fresh.setattr(os, "stat", lambda _: types.SimpleNamespace(st_dev=os.makedev(8, 1)))
+    assert filesystem_of(tmp_path) == FileSystem.named("xfs")
+    fresh.setattr(filesystems, "_MOUNTS", str(tmp_path / "absent"))
+    assert filesystem_of(tmp_path) == FileSystem.named("xfs")
 
 
 def test_a_file_system_that_does_not_say_its_own_number_is_asked_for_each_time(

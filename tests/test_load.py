@@ -1002,7 +1002,7 @@ def test_in_inference_mode_other_threads_can_fill_them_too(
 ) -> None:
     """The mode is a thread's own."""
 
-    def never_here(work: Any, jobs: Any, _threads: int) -> list[Any]:
+    def never_here(work: Any, jobs: Any, _threads: int, **_options: Any) -> list[Any]:
         with ThreadPoolExecutor(1) as pool:
             return [*pool.map(work, jobs)]
 
