@@ -31,13 +31,14 @@ class Fastckpt(Side):
     """This library."""
 
     nested = True
-    index = False
+    index = verify = False
+    digest = True
 
     def save(self, state: Any, path: Path, durable: bool) -> None:
-        fastckpt.save(state, path, durable=durable, index=self.index)
+        fastckpt.save(state, path, durable=durable, index=self.index, digest=self.digest)
 
     def load(self, path: Path, device: str | None = None) -> Any:
-        return fastckpt.load(path, device=device)
+        return fastckpt.load(path, device=device, verify=self.verify)
 
     def first(self) -> None:
         forget_loads()
@@ -61,15 +62,13 @@ class Indexed(Fastckpt):
 class Verified(Fastckpt):
     """This library, holding every byte against its digest as it is read."""
 
-    def load(self, path: Path, device: str | None = None) -> Any:
-        return fastckpt.load(path, device=device, verify=True)
+    verify = True
 
 
 class Bare(Fastckpt):
     """This library, taking no digests."""
 
-    def save(self, state: Any, path: Path, durable: bool) -> None:
-        fastckpt.save(state, path, durable=durable, digest=False)
+    digest = False
 
 
 class Safetensors(Side):
@@ -129,6 +128,7 @@ class Dcp(Side):
     """torch.distributed.checkpoint in a single process without a process group."""
 
     nested = True
+    _stager: Any = None  # its own, a new one each time
 
     def save(self, state: Any, path: Path, durable: bool) -> None:
         dcp = _module("torch.distributed.checkpoint")
@@ -148,9 +148,9 @@ class Dcp(Side):
 
     def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
         dcp = _module("torch.distributed.checkpoint")
-        result: Callable[[], Any] = dcp.async_save(
-            state, storage_writer=dcp.FileSystemWriter(path, sync_files=True), no_dist=True
-        ).result
+        writer = dcp.FileSystemWriter(path, sync_files=True)
+        saving = dcp.async_save(state, storage_writer=writer, no_dist=True, async_stager=self._stager)
+        result: Callable[[], Any] = saving.result
         return result
 
     def load_into(self, path: Path, state: Any) -> None:
@@ -167,14 +167,6 @@ class DcpKept(Dcp):
 
     def ready(self, state: Any) -> None:
         self._stager.stage(state)  # its copies go with the tensors
-
-    def save_async(self, state: Any, path: Path) -> Callable[[], Any]:
-        dcp = _module("torch.distributed.checkpoint")
-        writer = dcp.FileSystemWriter(path, sync_files=True)
-        result: Callable[[], Any] = dcp.async_save(
-            state, storage_writer=writer, no_dist=True, async_stager=self._stager
-        ).result
-        return result
 
 
 class TensorDict(Side):
