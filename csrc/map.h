@@ -55,10 +55,10 @@ struct fc_map_job {
 int fc_map_files(int dirfd, struct fc_map_job *jobs, size_t count, int advice, size_t *failed, struct fc_error *err);
 
 /*
- * Copy part of an open file that is in the page cache in huge pages to `data`, out of a map of it: nothing but the bytes is
- * moved, and those around the processor's caches, which a read cannot. 0: done. -1: its first whole huge page is none (the
- * map of small ones takes longer than a read), or the system cannot, or the bytes cannot be had; then a read says why. The
- * part must lie within the file. `pagemap`: from fc_open_pagemap.
+ * Copy part of an open file that is in the page cache in huge pages, or can come into it so, to `data`, out of a map of it:
+ * nothing but the bytes is moved, and those around the processor's caches, which a read cannot. 0: done. -1: its first whole
+ * huge page is none (the map of small ones takes longer than a read), or the system cannot, or the bytes cannot be had; then
+ * a read says why. The part must lie within the file. `pagemap`: from fc_open_pagemap.
  */
 int fc_copy_huge(int fd, int pagemap, void *data, size_t length, off_t offset);
 

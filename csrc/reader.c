@@ -282,10 +282,10 @@ static bool copy_part(int fd, int pagemap, const struct fc_part *part, off_t siz
 {
     if (pagemap < 0 || part->length < (size_t)FC_HUGE_PAGE || size - part->offset < (off_t)part->length)
         return false;
-    return fc_is_resident(fd, size) && fc_copy_huge(fd, pagemap, part->data, part->length, part->offset) == 0;
+    return fc_copy_huge(fd, pagemap, part->data, part->length, part->offset) == 0;
 }
 
-/* `*found` is the size of the file on FC_SIZE_CHANGED. `pagemap`: -1, or what is in huge pages is copied out of maps. */
+/* `*found` is the size of the file on FC_SIZE_CHANGED. `pagemap`: -1, or what can be in huge pages is copied out of maps. */
 static int read_part(int dirfd, int pagemap, const struct fc_part *part, off_t *found, struct fc_error *err)
 {
     ssize_t count;

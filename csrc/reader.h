@@ -102,7 +102,7 @@ struct fc_part {
 /*
  * Read some, in at most `threads` threads. On error `*failed` is the first that failed; others may not have been read.
  * FC_SIZE_CHANGED: the file has another size, or ends before `data` is full; `found` is then how many bytes it has.
- * `mapped`: what is in the page cache in huge pages may be copied out of maps.
+ * `mapped`: what the page cache has in huge pages, or can bring in so, may be copied out of maps.
  */
 int fc_read_parts(int dirfd, struct fc_part *parts, size_t count, size_t threads, bool mapped, size_t *failed);
 

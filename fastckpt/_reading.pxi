@@ -50,8 +50,8 @@ def read_parts(int dirfd, parts, *, size_t threads=1, bint mapped=False):
     threads : int
         How many share the parts, at most; the caller's is one of them.
     mapped : bool
-        Copy parts that are in the page cache in huge pages out of maps of them, which is faster. Whoever makes the file
-        shorter meanwhile kills the process.
+        Copy parts that the page cache has in huge pages, or can bring in so, out of maps of them: faster. Whoever
+        makes the file shorter meanwhile kills the process.
 
     Raises
     ------

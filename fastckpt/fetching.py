@@ -121,13 +121,22 @@ def read_into(contents: Contents, targets: Sequence[tuple[Entry, Any]], *, mappe
     targets : sequence of (Entry, buffer)
         A buffer has as many bytes as the tensor.
     mapped : bool
-        Map, a part at a time, what is in the page cache of this machine in huge pages.
+        Map, a part at a time, what the page cache of this machine has in huge pages, or can bring in so.
     """
     remote = filesystem_of(contents.fd).remote
-    threads, mapped = WAITERS if remote else len(os.sched_getaffinity(0)), mapped and not remote
+    threads, mapped = WAITERS if remote else _readers(contents, [entry for entry, _ in targets]), mapped and not remote
     step, least = (2 * PART, _HUGE) if mapped and threads <= _MAPPERS else (PART, 1)
     parts = [part for entry, memory in targets for part in _parts(contents, entry.blob, memory, False, step, least)]
     _read_parts(contents, parts, threads, mapped=mapped)
+
+
+def _readers(contents: Contents, entries: Sequence[Entry]) -> int:
+    """As many threads as processors; more, if the largest is cold, so that the disk is always asked for something."""
+    largest = max(entries, key=lambda entry: entry.meta.nbytes, default=None)
+    processors = len(os.sched_getaffinity(0))
+    if largest is None or _core.is_resident(contents.fd, contents.part(largest.blob, largest.meta.nbytes)[0]):
+        return processors
+    return max(processors, DEPTH)
 
 
 def read_at(contents: Contents, entry: Entry, offset: int, buffer: Any) -> None:

@@ -59,8 +59,8 @@ def load_into(
     strict : bool
         Require the same keys on both sides.
     mode : {"auto", "read"}
-        ``auto``: what is in the page cache in huge pages is copied out of maps, which are there for milliseconds only.
-        ``read``: nothing is mapped, for folders that others can write to.
+        ``auto``: what the page cache has in huge pages, or can bring in so, is copied out of maps, which are there for
+        milliseconds only. ``read``: nothing is mapped, for folders that others can write to.
     verify : bool
         Read all of it and check digests before anything is changed, so that a damaged snapshot leaves the target as it
         is; then read again. That takes twice as long where it is not in the page cache, and what is damaged between the

@@ -725,6 +725,26 @@ def test_only_what_is_in_huge_pages_is_copied_out_of_maps(folder: Folder) -> Non
     assert asked("small", least - 1) == least - 1
 
 
+def test_what_is_cold_comes_in_huge_pages_and_is_copied_out_of_maps(folder: Folder) -> None:
+    size = 64 << 20
+    content = np.random.default_rng(5).integers(0, 256, size, np.uint8)
+    folder.file("out", content.tobytes())
+    evict(folder.path / "out")
+    (mapping,) = _core.map_files(folder.fd, ["out"], [size], advice=14)  # MADV_HUGEPAGE
+    assert memoryview(mapping)[0] == content[0]
+    huge = huge_bytes(folder.path / "out")
+    del mapping
+    if not huge:
+        pytest.skip("no huge pages in the page cache of this file system")
+    evict(folder.path / "out")
+    buffer, before = np.zeros(size, np.uint8), rchar()
+    _core.read_parts(
+        folder.fd, [("out", at, buffer[at : at + (8 << 20)], size, 0) for at in range(0, size, 8 << 20)], mapped=True
+    )
+    assert rchar() - before < 1 << 20, "what is not huge is read, and counted"
+    assert np.array_equal(buffer, content)
+
+
 def rchar() -> int:
     """Bytes that this process has asked for by reading."""
     return int(Path("/proc/self/io").read_text().split()[1])

@@ -667,6 +667,7 @@ def test_live_tensors_are_filled_over_a_network_by_more_threads_than_processors(
     """They wait for a server, which does at the same time what it is asked at the same time."""
     if remote:
         request.getfixturevalue("network")
+    read_all(path)
     live = {name: torch.zeros_like(tensor) for name, tensor in state().items()}
     read_parts, told = _core.read_parts, set[int]()
 
@@ -791,6 +792,26 @@ def test_no_more_than_64_mib_are_mapped_at_a_time(
     assert largest == (8 << 20 if processors <= 4 else 4 << 20), "few threads have larger maps, and so fewer of them"
 
 
+@pytest.mark.parametrize("mode", ["auto", "read"])
+def test_what_is_cold_is_filled_in_by_more_threads(tmp_path: Path, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_parts, asked = _core.read_parts, []
+
+    def noted(fd: int, parts: list[Any], **options: Any) -> None:
+        asked.append((options["threads"], max(len(view) for _, _, view, _, _ in parts)))
+        read_parts(fd, parts, **options)
+
+    monkeypatch.setattr(_core, "read_parts", noted)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    saved = {"small": torch.ones(3), "w": torch.arange(5 << 20)}
+    fastckpt.save(saved, tmp_path / "s")
+    evict(tmp_path / "s" / "w" / "out")
+    for _ in range(2):
+        target = {key: torch.zeros_like(tensor) for key, tensor in saved.items()}
+        fastckpt.load_into(target, tmp_path / "s", mode=mode)
+        assert same(target, saved)
+    assert asked == [(8, 4 << 20), (2, 8 << 20 if mode == "auto" else 4 << 20)], "and then it is in the page cache"
+
+
 def test_load_into_knows_two_modes(path: Path) -> None:
     with pytest.raises(ValueError, match="'auto' or 'read', not 'mmap'"):
         fastckpt.load_into(state(), path, mode="mmap")  # type: ignore[arg-type]
@@ -809,7 +830,7 @@ def test_what_is_mapped_leaves_no_rest_of_less_than_a_huge_page(
 
     monkeypatch.setattr(fetching._core, "read_parts", noted)
     saved = {"w": torch.randint(0, 256, (mebibytes << 20,), dtype=torch.uint8)}
-    fastckpt.save(saved, tmp_path / "s")
+    fastckpt.save(saved, tmp_path / "s", durable=False)  # and so in the page cache
     target = {"w": torch.zeros_like(saved["w"])}
     fastckpt.load_into(target, tmp_path / "s")
     assert sizes == wanted
