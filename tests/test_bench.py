@@ -124,7 +124,7 @@ def test_the_document_has_all_fields(document: dict[str, Any]) -> None:
         assert "error" not in result
         assert [set(run) & FIELDS for run in result["runs"]] == [FIELDS]
         assert result["seconds"]["min"] <= result["seconds"]["median"] <= result["seconds"]["max"]
-    for op in ("save_durable", "load", "touch", "cold", "into"):
+    for op in ("save_durable", "load", "touch", "cold", "into", "into_cold"):
         assert "error" not in found["gpt2", op, "fastckpt"]
     assert found["gpt2", "save_durable", "torch"]["runs"][0]["resident_after"] > 0.9
     assert {"bytes", "depth"} <= set(found["gpt2", "into", "limit"]["runs"][0])
@@ -161,11 +161,11 @@ def test_all_sides_read_the_same_bytes(document: dict[str, Any]) -> None:
     sums = {
         (result["workload"], result["op"]): {run["sum"] for run in result["runs"]}
         for result in document["results"]
-        if result["op"] in ("touch", "cold", "into")
+        if result["op"] in ("touch", "cold", "into", "into_cold")
         and result["rival"] not in (LIMIT, KEPT)
         and not result.get("error")
     }
-    assert sums["gpt2", "touch"] == sums["gpt2", "cold"] == sums["gpt2", "into"]
+    assert sums["gpt2", "touch"] == sums["gpt2", "cold"] == sums["gpt2", "into"] == sums["gpt2", "into_cold"]
     assert all(len(found) == 1 for found in sums.values())
 
 

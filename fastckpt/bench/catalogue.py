@@ -13,7 +13,7 @@ LIMIT = "limit"  # the name under which limits stand among the rivals' results,
 KEPT = "limit-kept"  # and what the bare work reaches where a limit is not that: see `KEEPING`
 _PLAIN = frozenset({"save_durable", "save", "train_durable"})
 SAVES = _PLAIN | {"save_async", "train_async"}
-_LOADS = frozenset({"load", "touch", "cold", "into"})
+_LOADS = frozenset({"load", "touch", "cold", "into", "into_cold"})
 _PARTS = frozenset({"one", "rows"})
 _GPU = frozenset({"gpu", "gpu_cold"})
 
@@ -25,6 +25,7 @@ LIMITS = {
     "load": "opens",
     "cold": "direct_read",
     "into": "memcpy",
+    "into_cold": "direct_read",
     "gpu": "pinned",
     "gpu_cold": "direct_read",
 }

@@ -23,6 +23,7 @@ OPS = {
     "touch": "load and touch, warm",
     "cold": "load and touch, cold",
     "into": "load_into, warm",
+    "into_cold": "load_into, cold",
     "one": "one tensor, cold",
     "rows": "1/8 of its rows, cold",
     "gpu": "load to a GPU, warm",

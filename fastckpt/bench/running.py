@@ -28,7 +28,7 @@ __all__ = ["Options", "run", "turns"]
 Document = dict[str, Any]
 Watch = Callable[[str], None]
 
-_COLD = ("cold", "gpu_cold", "one", "rows")
+_COLD = ("cold", "into_cold", "gpu_cold", "one", "rows")
 _GPU = ("gpu", "gpu_cold")
 _OF_OURS = ("floor", "opens", "files", "cached_files")  # limits that are measured at a snapshot of ours
 _WARM, _GONE = 0.999, 0.01  # of the bytes in the page cache: at least, and at most where it shall be empty

@@ -120,6 +120,11 @@ class _Worker:
         found, _ = _timed(workload, lambda: self._side.load_into(path, live))
         return {**found, "sum": _touched(live)}
 
+    def into_cold(self, workload: Workload, path: Path, seed: int) -> Answer:
+        """The same, with nothing in the page cache."""
+        self._side.first()
+        return self.into(workload, path, seed)
+
     def one(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
         """Read the largest tensor alone."""
         return self._part(path, workload.largest[0], None)

@@ -162,7 +162,7 @@ def _fixed(size: str) -> list[Workload]:
     blocked = (*_SAVES, "save_async", *training, "load", "touch")
     return [
         Workload("mlp", "the manual's MLP", _mlp(), (*_SAVES, "load", "touch", "into")),
-        Workload("gpt2", f"GPT-2{some}", gpt2, (*blocked, "cold", "into", "gpu", "gpu_cold")),
+        Workload("gpt2", f"GPT-2{some}", gpt2, (*blocked, "cold", "into", "into_cold", "gpu", "gpu_cold")),
         Workload(
             "llama",
             f"Llama-like, bf16{some}",
