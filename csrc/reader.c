@@ -18,133 +18,36 @@
 #include "pool.h"
 #include "resident.h"
 
-/* Memory that a run hands out from the front. Who was given a part of it, and the run itself, are its users. */
-struct fc_block {
-    atomic_size_t users;
-    char *at;
-    size_t left;
-    void *map; /* where the memory is, if it is not `data` */
-    size_t map_size;
-    char data[];
+#define AHEAD ((size_t)8) /* files that a thread has open at a time: with 16 threads, as many as a disk can use */
+
+/* A file that may be open already; else whoever opens it is told why it cannot be. */
+struct file {
+    int fd;
+    off_t size;
 };
 
-/* Just under what malloc gives back to the kernel at once, so that the pages of one load serve the next. */
-#define BLOCK_SIZE (((size_t)120 << 10) - sizeof(struct fc_block))
-
-void fc_release_block(struct fc_block *block)
+static void open_file(const struct fc_run *run, const char *path, struct file *file, struct fc_error *err)
 {
-    if (block == NULL || atomic_fetch_sub_explicit(&block->users, 1, memory_order_acq_rel) > 1)
-        return;
-    fc_unmap(block->map, block->map_size);
-    free(block);
-}
-
-/* A block whose memory is a map, NULL without memory for it. */
-static struct fc_block *own_map(void *map, size_t size, struct fc_error *err)
-{
-    struct fc_block *block = calloc(1, sizeof *block);
-    if (block == NULL) {
-        fc_unmap(map, size);
-        fc_fail_with(err, "allocate", ENOMEM);
-        return NULL;
-    }
-    atomic_init(&block->users, 1);
-    block->map = map;
-    block->map_size = size;
-    return block;
-}
-
-int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err)
-{
-    if (fc_map_memory(size, address, err) < 0)
-        return -1;
-    *block = own_map(*address, size, err);
-    return *block == NULL ? -1 : 0;
-}
-
-int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
-                       struct fc_error *err)
-{
-    struct fc_map_job job = {.path = path, .size = size};
-    size_t failed;
-    int rc = fc_map_files(dirfd, &job, 1, 0, &failed, err);
-    *found = job.found;
-    if (rc < 0)
-        return -1;
-    *address = job.address;
-    *block = own_map(job.address, (size_t)size, err);
-    return *block == NULL ? -1 : 0;
-}
-
-int fc_make_open_block(int fd, off_t size, struct fc_block **block, void **address, struct fc_error *err)
-{
-    if (fc_map_open(fd, size, address, err) < 0)
-        return -1;
-    *block = own_map(*address, (size_t)size, err);
-    return *block == NULL ? -1 : 0;
-}
-
-struct fc_block *fc_share_block(struct fc_block *block)
-{
-    atomic_fetch_add_explicit(&block->users, 1, memory_order_relaxed);
-    return block;
-}
-
-/* What an address must be moved by to be 64-aligned. */
-static size_t get_gap(const char *address)
-{
-    return -(uintptr_t)address & 63;
-}
-
-static struct fc_block *make_room(void)
-{
-    struct fc_block *block = malloc(sizeof *block + BLOCK_SIZE);
-    if (block != NULL)
-        return block;
-    fc_give_up_maps(); /* with as many as it may have, a process gets no memory */
-    return malloc(sizeof *block + BLOCK_SIZE);
-}
-
-/* Room for `size` bytes, 64-aligned, in a block that stays as long as its user does; NULL when there is no memory. */
-static char *take_room(struct fc_run *run, size_t size, struct fc_block **user)
-{
-    struct fc_block *block = run->block;
-    size_t gap = block == NULL ? 0 : get_gap(block->at);
-    if (block == NULL || block->left < size + gap) {
-        fc_release_block(block);
-        run->block = block = make_room();
-        if (block == NULL)
-            return NULL;
-        atomic_init(&block->users, 1);
-        block->map = NULL;
-        block->at = block->data;
-        block->left = BLOCK_SIZE;
-        gap = get_gap(block->at);
-    }
-    block->at += gap + size;
-    block->left -= gap + size;
-    *user = fc_share_block(block);
-    return block->at - size;
+    if (file->fd < 0)
+        file->fd = fc_open_file(run->dirfd, path, &file->size, err);
 }
 
 /* The first bytes of a meta. Returns how many, or -errno. */
-static int64_t read_meta(struct fc_run *run, const char *path, struct fc_folder *folder)
+static int64_t read_meta(struct fc_run *run, const char *path, struct file *file, struct fc_folder *folder)
 {
     struct fc_error err;
-    off_t size;
     ssize_t count = -1;
-    int fd = fc_open_file(run->dirfd, path, &size, &err);
-    if (fd < 0)
+    open_file(run, path, file, &err);
+    if (file->fd < 0)
         return -err.code;
-    if (size > FC_META_MAX)
-        size = FC_META_MAX;
-    char *room = take_room(run, (size_t)size, &folder->meta_block);
+    off_t size = file->size < FC_META_MAX ? file->size : FC_META_MAX;
+    char *room = fc_take_room(&run->block, (size_t)size, &folder->meta_block);
     if (room == NULL)
         fc_fail_with(&err, "allocate", ENOMEM);
     else
-        count = fc_read_at(fd, room, (size_t)size, 0, &err);
+        count = fc_read_at(file->fd, room, (size_t)size, 0, &err);
     folder->meta = room;
-    fc_close_read(fd);
+    fc_close_read(file->fd);
     return count < 0 ? -err.code : count;
 }
 
@@ -168,7 +71,7 @@ static int64_t copy_out(struct fc_run *run, int fd, size_t size, struct fc_folde
 {
     struct fc_error err;
     ssize_t count;
-    char *room = take_room(run, size, &folder->blob_block);
+    char *room = fc_take_room(&run->block, size, &folder->blob_block);
     if (room == NULL)
         return -ENOMEM;
     folder->address = room;
@@ -200,41 +103,40 @@ static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *fol
 }
 
 /* The blob's size or -errno. */
-static int64_t take_out(struct fc_run *run, const char *path, struct fc_folder *folder)
+static int64_t take_out(struct fc_run *run, const char *path, struct file *file, struct fc_folder *folder)
 {
     struct fc_error err;
-    off_t size;
     int64_t found;
-    int fd = fc_open_file(run->dirfd, path, &size, &err);
-    if (fd < 0)
+    open_file(run, path, file, &err);
+    if (file->fd < 0)
         return -err.code;
-    found = size;
+    off_t size = found = file->size;
     /* Without room for the map the blob keeps its size, which may be wrong; who knows how to get it otherwise, will. */
-    if (size > FC_SMALL_BLOB && map_out(run, fd, size, folder, &err) < 0 && err.code != ENOMEM)
+    if (size > FC_SMALL_BLOB && map_out(run, file->fd, size, folder, &err) < 0 && err.code != ENOMEM)
         found = -err.code;
     if (0 < size && size <= FC_SMALL_BLOB)
-        found = copy_out(run, fd, (size_t)size, folder);
-    fc_close_read(fd);
+        found = copy_out(run, file->fd, (size_t)size, folder);
+    fc_close_read(file->fd);
     return found;
 }
 
-static void scan_meta(struct fc_run *run, struct fc_folder *folder)
+static void scan_meta(struct fc_run *run, struct file *file, struct fc_folder *folder)
 {
     char path[PATH_MAX];
     folder->meta_block = NULL;
     folder->meta_size = -ENAMETOOLONG;
     if (fc_join_path(path, folder->name, "meta"))
-        folder->meta_size = read_meta(run, path, folder);
+        folder->meta_size = read_meta(run, path, file, folder);
 }
 
-static void scan_blob(struct fc_run *run, struct fc_folder *folder)
+static void scan_blob(struct fc_run *run, struct file *file, struct fc_folder *folder)
 {
     char path[PATH_MAX];
     folder->out_size = -ENAMETOOLONG;
     folder->address = NULL;
     folder->blob_block = NULL;
     if (fc_join_path(path, folder->name, "out"))
-        folder->out_size = take_out(run, path, folder);
+        folder->out_size = take_out(run, path, file, folder);
 }
 
 static void scan_size(struct fc_run *run, struct fc_folder *folder)
@@ -245,19 +147,46 @@ static void scan_size(struct fc_run *run, struct fc_folder *folder)
         folder->out_size = get_out_size(run->dirfd, path, run->what != FC_SIZES && folder->meta_size >= 0);
 }
 
+/* Open a small file, and have it begun to be read. What cannot be opened now is told when it is wanted. */
+static void begin_file(const struct fc_run *run, const struct fc_folder *folder, struct file *file)
+{
+    char path[PATH_MAX];
+    struct fc_error ignored;
+    bool blob = run->what == FC_BLOBS;
+    if (run->what == FC_SIZES || !fc_join_path(path, folder->name, blob ? "out" : "meta"))
+        return;
+    open_file(run, path, file, &ignored);
+    if (file->fd >= 0 && file->size <= (blob ? FC_SMALL_BLOB : FC_META_MAX))
+        fc_begin_reading(file->fd, file->size);
+}
+
+static void scan_folder(struct fc_run *run, struct file *file, struct fc_folder *folder)
+{
+    if (run->what == FC_BLOBS) {
+        scan_blob(run, file, folder);
+        return;
+    }
+    if (run->what != FC_SIZES)
+        scan_meta(run, file, folder);
+    if (run->what != FC_METAS)
+        scan_size(run, folder);
+}
+
 static void scan_run(struct fc_run *run)
 {
+    struct file files[AHEAD];
+    const size_t step = run->ahead ? AHEAD : 1;
     run->block = NULL;
-    for (size_t i = 0; i < run->count; i++) {
-        struct fc_folder *folder = &run->folders[i];
-        if (run->what == FC_BLOBS) {
-            scan_blob(run, folder);
-            continue;
+    for (size_t at = 0; at < run->count; at += step) {
+        struct fc_folder *folders = run->folders + at;
+        size_t count = run->count - at < step ? run->count - at : step;
+        for (size_t i = 0; i < count; i++) {
+            files[i].fd = -1;
+            if (run->ahead)
+                begin_file(run, folders + i, files + i);
         }
-        if (run->what != FC_SIZES)
-            scan_meta(run, folder);
-        if (run->what != FC_METAS)
-            scan_size(run, folder);
+        for (size_t i = 0; i < count; i++)
+            scan_folder(run, files + i, folders + i);
     }
     fc_release_block(run->block);
 }

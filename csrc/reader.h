@@ -12,29 +12,12 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "blocks.h"
 #include "error.h"
 
 #define FC_META_MAX 65537 /* one more than a meta may have, so that a reader sees that it is too long */
 
 #define FC_SMALL_BLOB 16384 /* up to here a copy costs less than a map, which takes whole pages and an munmap */
-
-struct fc_block; /* memory that several files share */
-
-/* Make one of `size` > 0 bytes of fresh, zeroed, page-aligned memory, in huge pages where the system has them. */
-int fc_make_block(size_t size, struct fc_block **block, void **address, struct fc_error *err);
-
-/* Make one that is a private map of a file, opened by fc_open_file's rules, that must have `size` > 0 bytes. */
-int fc_make_file_block(int dirfd, const char *path, off_t size, struct fc_block **block, void **address, off_t *found,
-                       struct fc_error *err);
-
-/* The same of a file that is open, and has `size` > 0 bytes. */
-int fc_make_open_block(int fd, off_t size, struct fc_block **block, void **address, struct fc_error *err);
-
-/* Become one more user. */
-struct fc_block *fc_share_block(struct fc_block *block);
-
-/* Give up a part of it, which goes away with its last user. Any thread may; NULL is nothing. */
-void fc_release_block(struct fc_block *block);
 
 /* One folder of a snapshot, before (`name`, `ask`) and after (the rest) it was looked at. */
 struct fc_folder {
@@ -69,6 +52,7 @@ struct fc_run {
     int dirfd;
     enum fc_what what;
     enum fc_cold cold;
+    bool ahead; /* small files come from the disk: several are begun before the first is waited for */
     struct fc_folder *folders;
     size_t count;
     size_t maps;            /* how many blobs may be mapped; of what is not small beyond that, the size is said only, as

@@ -83,10 +83,19 @@ cdef extern from "pool.h" nogil:
     void fc_end_turns(fc_turns *turns)
 
 
-cdef extern from "reader.h" nogil:
+cdef extern from "blocks.h" nogil:
     struct fc_block:
         pass
 
+    int fc_make_block(size_t size, fc_block **block, void **address, fc_error *err)
+    int fc_make_file_block(int dirfd, const char *path, off_t size, fc_block **block, void **address, off_t *found,
+                           fc_error *err)
+    int fc_make_open_block(int fd, off_t size, fc_block **block, void **address, fc_error *err)
+    fc_block *fc_share_block(fc_block *block)
+    void fc_release_block(fc_block *block)
+
+
+cdef extern from "reader.h" nogil:
     struct fc_folder:
         const char *name
         bint ask
@@ -114,16 +123,11 @@ cdef extern from "reader.h" nogil:
         int dirfd
         fc_what what
         fc_cold cold
+        bint ahead
         fc_folder *folders
         size_t maps
         size_t count
 
-    int fc_make_block(size_t size, fc_block **block, void **address, fc_error *err)
-    int fc_make_file_block(int dirfd, const char *path, off_t size, fc_block **block, void **address, off_t *found,
-                           fc_error *err)
-    int fc_make_open_block(int fd, off_t size, fc_block **block, void **address, fc_error *err)
-    fc_block *fc_share_block(fc_block *block)
-    void fc_release_block(fc_block *block)
     void fc_scan_folders(fc_run *runs, size_t count, size_t threads)
     fc_turns *fc_begin_scan(fc_run *runs, size_t count, size_t threads)
 

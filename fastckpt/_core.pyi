@@ -96,6 +96,7 @@ def scan(
     *,
     map: Literal[False] = False,
     metas: bool = True,
+    ahead: bool = False,
     threads: int = 1,
     most: int = -1,
 ) -> list[tuple[bytes | int, int]]: ...
@@ -107,6 +108,7 @@ def scan(
     map: bool,
     cold: int = 0,
     metas: bool = True,
+    ahead: bool = False,
     threads: int = 1,
     most: int = -1,
 ) -> list[tuple[bytes | int, int | Mapping]]: ...
@@ -120,6 +122,7 @@ def scan(
     map: bool,
     cold: int = 0,
     metas: bool = True,
+    ahead: bool = False,
     threads: int = 1,
     most: int = -1,
 ) -> list[tuple[_T | bytes | int, int | Mapping]]: ...
@@ -145,6 +148,7 @@ def load_folders(
     take: Callable[[Any], _T],
     note: _Note,
     *,
+    ahead: bool = False,
     threads: int = 1,
     most: int = 0,
 ) -> tuple[dict[str, _T], dict[str, Mapping]] | None: ...

@@ -54,7 +54,9 @@ cdef object _tensor(Mapping mapping, const fc_meta *meta, const _Kind *kinds, ob
     return take(_make_capsule(mapping, kind.code, 8 * <size_t>kind.itemsize, meta.dims, <size_t>meta.ndim))
 
 
-def load_folders(int dirfd, list names not None, dict kinds not None, take, note, *, size_t threads=1, size_t most=0):
+def load_folders(
+    int dirfd, list names not None, dict kinds not None, take, note, *, bint ahead=False, size_t threads=1, size_t most=0
+):
     """Make all tensors of a flat snapshot without an index, where every folder of it is as we write it.
 
     Parameters
@@ -65,6 +67,8 @@ def load_folders(int dirfd, list names not None, dict kinds not None, take, note
         All folders in it.
     kinds, take, note
         As for `load_plain`.
+    ahead : bool
+        As for `scan`.
     threads : int
         How many look into them, at most; the caller's is one of them.
     most : int
@@ -84,7 +88,7 @@ def load_folders(int dirfd, list names not None, dict kinds not None, take, note
     cdef fc_meta meta
     cdef bint tied = False
     _take_kinds(kinds, table)
-    scan.begin(dirfd, _encode_all(names), True, FC_COLD_ADVISE, True, threads, min(count, most))
+    scan.begin(dirfd, _encode_all(names), True, FC_COLD_ADVISE, True, ahead, threads, min(count, most))
     for i in range(count):
         folder, mapping = scan.take(i), scan.mappings[i]
         if folder.meta_size < 0 or mapping.size != <size_t>folder.out_size:

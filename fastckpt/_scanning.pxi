@@ -27,8 +27,8 @@ cdef object _take_out(const fc_folder *folder, Mapping mapping):
 
 
 cdef size_t _plan_runs(
-    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, fc_cold cold, bint metas, size_t width,
-    size_t most
+    fc_run *runs, int dirfd, fc_folder *folders, size_t count, fc_what blobs, fc_cold cold, bint metas, bint ahead,
+    size_t width, size_t most
 ) noexcept nogil:
     """Cut the folders into runs; where blobs are mapped, one for metas and one for them: so threads hinder less."""
     cdef size_t at = 0, filled = 0
@@ -38,7 +38,7 @@ cdef size_t _plan_runs(
         runs[filled].dirfd, runs[filled].folders = dirfd, folders + at
         runs[filled].count = min(width, count - at)
         runs[filled].maps = most * runs[filled].count // count
-        runs[filled].what, runs[filled].cold = blobs, cold
+        runs[filled].what, runs[filled].cold, runs[filled].ahead = blobs, cold, ahead
         if metas and blobs == FC_BLOBS:
             runs[filled + 1] = runs[filled]
             runs[filled + 1].what = FC_METAS
@@ -56,7 +56,7 @@ cdef int _look(int dirfd, fc_folder *found, list mappings, int cold, size_t thre
     cdef _Room room = _Room(share, sizeof(fc_run))
     cdef fc_run *runs = <fc_run *>room.data
     with nogil:
-        planned = _plan_runs(runs, dirfd, found, count, FC_BLOBS, <fc_cold>cold, False, width, count)
+        planned = _plan_runs(runs, dirfd, found, count, FC_BLOBS, <fc_cold>cold, False, False, width, count)
         fc_scan_folders(runs, planned, threads)
     for i in range(count):
         _own_out(mappings[i], found + i)
@@ -86,7 +86,9 @@ cdef class _Scan:
             elif self.found[i].address != NULL:
                 fc_unmap(self.found[i].address, <size_t>self.found[i].out_size)
 
-    cdef int begin(self, int dirfd, list names, bint map, int cold, bint metas, size_t threads, size_t maps) except -1:
+    cdef int begin(
+        self, int dirfd, list names, bint map, int cold, bint metas, bint ahead, size_t threads, size_t maps
+    ) except -1:
         """Do what `scan` says; once."""
         cdef size_t count = <size_t>len(names), i, planned, most = max(<size_t>1, min(threads, _THREADS_MAX))
         cdef fc_what blobs = FC_BLOBS if map else FC_METAS_AND_SIZES if metas else FC_SIZES
@@ -103,7 +105,7 @@ cdef class _Scan:
         self.count = count
         with nogil:
             planned = _plan_runs(
-                <fc_run *>self.runs.data, dirfd, self.found, count, blobs, <fc_cold>cold, metas, self.width, maps
+                <fc_run *>self.runs.data, dirfd, self.found, count, blobs, <fc_cold>cold, metas, ahead, self.width, maps
             )
             self.turns = fc_begin_scan(<fc_run *>self.runs.data, planned, threads)
         if self.turns == NULL:
@@ -124,7 +126,7 @@ cdef class _Scan:
 
 def scan(
     int dirfd, folders, *, bint map=False, int cold=FC_COLD_MAP, bint metas=True, type kind=None, dict types=None,
-    size_t threads=1, Py_ssize_t most=-1
+    bint ahead=False, size_t threads=1, Py_ssize_t most=-1
 ):
     """Read the ``meta`` and ask for the size of the ``out`` of many folders.
 
@@ -144,6 +146,8 @@ def scan(
         False: leave the metas alone; theirs is then 0.
     kind, types : type and dict, optional
         As in `parse_table`: what to make of a meta that says nothing unusual, and gives the size of its out.
+    ahead : bool
+        Begin to read several small files before the first is waited for, as they must come from the disk.
     threads : int
         How many share the folders, at most; the caller's is one of them.
     most : int
@@ -161,7 +165,7 @@ def scan(
     cdef list results = [], names = _encode_all(list(folders))
     cdef size_t i, count = <size_t>len(names)
     cdef fc_folder *folder
-    scan.begin(dirfd, names, map, cold, metas, threads, count if most < 0 else min(<size_t>most, count))
+    scan.begin(dirfd, names, map, cold, metas, ahead, threads, count if most < 0 else min(<size_t>most, count))
     for i in range(count):
         folder = scan.take(i)
         results.append((_take_meta(folder, kind, types), _take_out(folder, scan.mappings[i])))

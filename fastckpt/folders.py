@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -34,6 +36,7 @@ _COLD = {
 
 MAP_LIMIT = 30_000  # maps of one load; the kernel gives a process 65,530 unless told otherwise
 _READERS = 16
+_ENOUGH = 512  # descriptors: so many are left, or no file is opened ahead; that takes up to a quarter of them
 _WORTH_A_THREAD = 40  # folders,
 _WORTH_WAITING = 4  # or so few where their files come from the disk
 FEW = 400  # blobs: who only maps them waits for whoever else does (mmap_lock), and is faster alone
@@ -209,7 +212,9 @@ class Folders:
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[Meta | bytes | int, int | _core.Mapping]]:
         """Look into folders; a meta that says nothing unusual comes as one, unless its seal is to be seen."""
-        threads = readers(self.fd, folders) if metas else min(len(os.sched_getaffinity(0)), -(-len(folders) // FEW))
+        threads, ahead = min(len(os.sched_getaffinity(0)), -(-len(folders) // FEW)), False
+        if metas:
+            threads, ahead = readers(self.fd, folders)
         most = 0 if look == "none" else min(MAP_LIMIT, maps_left())
         maps = len(folders) <= most if look == "all" else look != "none"
         kind = None if self._seals else Meta
@@ -221,18 +226,24 @@ class Folders:
             metas=metas,
             kind=kind,
             types=BY_NUMBER,
+            ahead=ahead,
             threads=threads,
             most=most,
         )
 
 
-def readers(fd: int, folders: Sequence[str]) -> int:
-    """Say how many threads shall look into folders of a snapshot: where files must come from the disk, each waits for
-    its own."""
+def readers(fd: int, folders: Sequence[str]) -> tuple[int, bool]:
+    """Say how many threads shall look into folders of a snapshot, and whether each shall begin to read several files
+    before it waits for the first: so where they must come from the disk."""
     samples = {folders[len(folders) // 3], folders[-1]} if folders else set()
     cold = any(not _core.is_resident(fd, f"{folder}/{META}") for folder in samples)
     most, worth = (_READERS, _WORTH_WAITING) if cold else (len(os.sched_getaffinity(0)), _WORTH_A_THREAD)
-    return min(most, -(-len(folders) // worth))
+    return min(most, -(-len(folders) // worth)), cold and _descriptors_left() > _ENOUGH
+
+
+def _descriptors_left() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (sys.maxsize if most == resource.RLIM_INFINITY else most) - len(os.listdir("/proc/self/fd"))
 
 
 def _fitting(given: Meta, size: int, where: str) -> Meta:

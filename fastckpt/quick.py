@@ -151,8 +151,10 @@ def _load_folders(fd: int, plain: _Plain, most: int) -> tuple[Any, Sequence[_cor
     folders = [name for name in os.listdir(fd) if name != DONE]
     if not 0 < len(folders) <= most:
         raise _UnusualError
-    threads, most_maps = readers(fd, folders), min(MAP_LIMIT, maps_left())
-    found = _core.load_folders(fd, folders, _KINDS, plain.take, plain.note, threads=threads, most=most_maps)
+    (threads, ahead), most_maps = readers(fd, folders), min(MAP_LIMIT, maps_left())
+    found = _core.load_folders(
+        fd, folders, _KINDS, plain.take, plain.note, ahead=ahead, threads=threads, most=most_maps
+    )
     try:
         os.stat(DONE, dir_fd=fd, follow_symlinks=False)  # whoever deletes a snapshot takes it first
     except OSError:

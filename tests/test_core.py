@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,10 +273,11 @@ def test_sync(folder: Folder, sync: Callable[..., None]) -> None:
 # --- scan
 
 
-def test_scan_reads_in_order(folder: Folder) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_scan_reads_in_order(folder: Folder, ahead: bool) -> None:
     names = [folder.tensor(f"t{i}", b"meta %d" % i, bytes(i)) for i in range(20)]
     expected = [(b"meta %d" % i, i) for i in range(20)]
-    assert _core.scan(folder.fd, names) == expected
+    assert _core.scan(folder.fd, names, ahead=ahead) == expected
     assert _core.scan(folder.fd, [os.fsencode(name) for name in reversed(names)]) == expected[::-1]
     assert _core.scan(folder.fd, []) == []
 
@@ -305,8 +307,9 @@ def make_odd(path: Path, kind: str) -> None:
 ODD = {"absent": errno.ENOENT, "fifo": errno.EINVAL, "folder": errno.EISDIR, "link": errno.ELOOP, "socket": errno.ENXIO}
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("kind", ODD)
-def test_scan_notes_what_is_no_file(folder: Folder, kind: str) -> None:
+def test_scan_notes_what_is_no_file(folder: Folder, kind: str, ahead: bool) -> None:
     odd_meta, odd_out, good = (folder.tensor(name, b"meta", b"out") for name in ("odd_meta", "odd_out", "good"))
     for name, file in ((odd_meta, "meta"), (odd_out, "out")):
         (folder.path / name / file).unlink()
@@ -314,7 +317,10 @@ def test_scan_notes_what_is_no_file(folder: Folder, kind: str) -> None:
     code = -ODD[kind]
     by_name = -errno.EINVAL if kind == "socket" else code  # asked for its size only, a socket is not opened
     expected = [(code, 3), (b"meta", by_name), (b"meta", 3)]
-    assert promptly(lambda: _core.scan(folder.fd, [odd_meta, odd_out, good])) == expected
+    assert promptly(lambda: _core.scan(folder.fd, [odd_meta, odd_out, good], ahead=ahead)) == expected
+    found = promptly(lambda: _core.scan(folder.fd, [odd_meta, odd_out, good], map=True, ahead=ahead))
+    assert [meta for meta, _ in found] == [code, b"meta", b"meta"]
+    assert [out for _, out in found][:2] == [3, code]
 
 
 def test_scan_stays_in_its_folder(folder: Folder) -> None:
@@ -353,12 +359,13 @@ def test_small_blobs_in_one_memory(folder: Folder) -> None:
     assert [bytes(blob) for blob in last] == [bytes([0 if i == 7 else i]) * 4096 for i in range(1, 40, 2)]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("threads", [0, 1, 2, 7, 100])
-def test_scan_by_threads_gives_the_same(folder: Folder, threads: int) -> None:
+def test_scan_by_threads_gives_the_same(folder: Folder, threads: int, ahead: bool) -> None:
     names = [folder.tensor(f"t{i}", b"m" * (i * 100), bytes([i % 251]) * (i * 97)) for i in range(200)]
     expected = [(b"m" * (i * 100), bytes([i % 251]) * (i * 97)) for i in range(200)]
     before = len(os.listdir("/proc/self/task"))
-    found = _core.scan(folder.fd, [*names, "absent"], map=True, threads=threads)
+    found = _core.scan(folder.fd, [*names, "absent"], map=True, threads=threads, ahead=ahead)
     for _ in range(1000):  # one that began too late to be of use may still be ending
         if len(os.listdir("/proc/self/task")) == before:
             break
@@ -367,7 +374,29 @@ def test_scan_by_threads_gives_the_same(folder: Folder, threads: int) -> None:
         raise AssertionError("a thread is left")
     assert found.pop() == (-errno.ENOENT, -errno.ENOENT)
     assert [(meta, bytes(out)) for meta, out in found if isinstance(out, _core.Mapping)] == expected
-    assert _core.scan(folder.fd, names, threads=threads) == [(meta, len(out)) for meta, out in expected]
+    assert _core.scan(folder.fd, names, threads=threads, ahead=ahead) == [(meta, len(out)) for meta, out in expected]
+
+
+@pytest.mark.parametrize("left", [0, 3, 30])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_scan_ahead_does_with_few_descriptors_and_leaves_none_open(folder: Folder, mapped: bool, left: int) -> None:
+    names = [folder.tensor(f"t{i}", b"meta", bytes([i]) * 97) for i in range(20)]
+    before = os.listdir("/proc/self/fd")
+    limits, spare = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 50, limits[1]))
+    try:
+        with suppress(OSError):  # until there are no more
+            while True:
+                spare.append(os.open(folder.path, os.O_RDONLY))
+        for _ in range(left):
+            os.close(spare.pop())
+        found = _core.scan(folder.fd, names, map=mapped, ahead=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in spare:
+            os.close(fd)
+    assert {meta for meta, _ in found} == {b"meta" if left else -errno.EMFILE}
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_scan_on_one_processor(folder: Folder) -> None:

@@ -7,6 +7,7 @@ import itertools
 import logging
 import mmap
 import os
+import resource
 import shutil
 import sys
 import threading
@@ -121,18 +122,20 @@ def test_where_maps_are_fast(name: str, release: str, fast: bool, run_release: C
 def test_how_many_threads_look_into_folders(
     resident: bool, processors: int, folders: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each waits for the disk by itself, where the metas must come from there."""
+    """Each waits for the disk by itself, where the metas must come from there, and for several files at a time."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors))
     monkeypatch.setattr(_core, "is_resident", lambda *_: resident)
     asked = []
 
-    def scanned(_: int, names: list[str], *, threads: int, **how: Any) -> list[tuple[bytes, int]]:
-        asked.append(threads)
+    def scanned(_: int, names: list[str], *, threads: int, ahead: bool, **how: Any) -> list[tuple[bytes, int]]:
+        asked.append((threads, ahead))
         return [(b'shape {\n}\ndata_type: kInt8\n# fastckpt: {"place":0,"count":1}\n', 1)] * len(names)
 
     monkeypatch.setattr(_core, "scan", scanned)
     Folders(str(tmp_path), -1, None).metas([str(at) for at in range(folders)], "none")
-    assert asked == [threads]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (512 + len(os.listdir("/proc/self/fd")), -1))
+    Folders(str(tmp_path), -1, None).metas([str(at) for at in range(folders)], "none")
+    assert asked == [(threads, not resident and folders > 0), (threads, False)], "the others need descriptors, too"
 
 
 @pytest.mark.parametrize("wrap", [lambda tensors: tensors, lambda tensors: {"epoch": 1, "model": tensors}])
