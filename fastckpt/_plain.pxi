@@ -55,7 +55,8 @@ cdef object _tensor(Mapping mapping, const fc_meta *meta, const _Kind *kinds, ob
 
 
 def load_folders(
-    int dirfd, list names not None, dict kinds not None, take, note, *, bint ahead=False, size_t threads=1, size_t most=0
+    int dirfd, list names not None, dict kinds not None, take, note, *, bint ahead=False, size_t threads=1,
+    size_t most=0
 ):
     """Make all tensors of a flat snapshot without an index, where every folder of it is as we write it.
 
