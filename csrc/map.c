@@ -168,7 +168,7 @@ int fc_copy_huge(int fd, int pagemap, void *data, size_t length, off_t offset)
     map = make_map(all, PROT_READ, MAP_SHARED, fd, offset - (off_t)before);
     if (map == NULL)
         return -1;
-    /* Nothing to what is in the page cache. RANDOM: a huge page each, where reading ahead, begun anew, would take small ones. */
+    /* Does nothing to what is in the page cache. RANDOM: a huge page each; reading ahead, begun anew, would take small ones. */
     (void)fc_advise(map, 0, all, MADV_HUGEPAGE, &ignored);
     (void)fc_advise(map, 0, all, MADV_RANDOM, &ignored);
     there =

@@ -8,8 +8,6 @@
 #include <limits.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "direct.h"
@@ -155,7 +153,7 @@ static void begin_file(const struct fc_run *run, const struct fc_folder *folder,
     bool blob = run->what == FC_BLOBS;
     if (run->what == FC_SIZES || !fc_join_path(path, folder->name, blob ? "out" : "meta"))
         return;
-    open_file(run, path, file, &ignored);
+    file->fd = fc_open_file(run->dirfd, path, &file->size, &ignored);
     if (file->fd >= 0 && file->size <= (blob ? FC_SMALL_BLOB : FC_META_MAX))
         fc_begin_reading(file->fd, file->size);
 }

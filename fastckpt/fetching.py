@@ -134,7 +134,7 @@ def _readers(contents: Contents, entries: Sequence[Entry]) -> int:
     """As many threads as processors; more, if the largest is cold, so that the disk is always asked for something."""
     largest = max(entries, key=lambda entry: entry.meta.nbytes, default=None)
     processors = len(os.sched_getaffinity(0))
-    if largest is None or _core.is_resident(contents.fd, contents.part(largest.blob, largest.meta.nbytes)[0]):
+    if largest is None or _core.is_resident(contents.fd, contents.part(largest.blob, largest.meta.nbytes).path):
         return processors
     return max(processors, DEPTH)
 

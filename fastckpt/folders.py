@@ -212,9 +212,8 @@ class Folders:
         self, folders: Sequence[str], look: Look, *, metas: bool = True
     ) -> list[tuple[Meta | bytes | int, int | _core.Mapping]]:
         """Look into folders; a meta that says nothing unusual comes as one, unless its seal is to be seen."""
-        threads, ahead = min(len(os.sched_getaffinity(0)), -(-len(folders) // FEW)), False
-        if metas:
-            threads, ahead = readers(self.fd, folders)
+        mappers = min(len(os.sched_getaffinity(0)), -(-len(folders) // FEW))
+        threads, ahead = readers(self.fd, folders) if metas else (mappers, False)
         most = 0 if look == "none" else min(MAP_LIMIT, maps_left())
         maps = len(folders) <= most if look == "all" else look != "none"
         kind = None if self._seals else Meta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import itertools
@@ -9,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -304,6 +306,7 @@ def make_odd(path: Path, kind: str) -> None:
             os.chdir(old)
 
 
+IN_OPEN, IN_CLOSE = 0x20, 0x10  # of inotify: the latter of what was opened to be read
 ODD = {"absent": errno.ENOENT, "fifo": errno.EINVAL, "folder": errno.EISDIR, "link": errno.ELOOP, "socket": errno.ENXIO}
 
 
@@ -397,6 +400,22 @@ def test_scan_ahead_does_with_few_descriptors_and_leaves_none_open(folder: Folde
             os.close(fd)
     assert {meta for meta, _ in found} == {b"meta" if left else -errno.EMFILE}
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize(("ahead", "order"), [(False, "oc" * 20), (True, 2 * ("o" * 8 + "c" * 8 + "oocc"))])
+def test_scan_ahead_opens_eight_files_before_it_is_done_with_the_first(folder: Folder, ahead: bool, order: str) -> None:
+    names = [folder.tensor(f"t{i}", b"meta", b"out") for i in range(20)]  # two runs of ten
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    try:
+        for name in names:
+            assert libc.inotify_add_watch(watch, os.fsencode(folder.path / name / "meta"), IN_OPEN | IN_CLOSE) > 0
+        _core.scan(folder.fd, names, ahead=ahead)
+        events = os.read(watch, 1 << 16)
+    finally:
+        os.close(watch)
+    masks = [mask for _, mask, _, _ in struct.iter_unpack("iIII", events)]  # of a watched file an event has no name
+    assert "".join("o" if mask & IN_OPEN else "c" for mask in masks) == order
 
 
 def test_scan_on_one_processor(folder: Folder) -> None:
