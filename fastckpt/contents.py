@@ -249,12 +249,12 @@ class Contents:
             self._folders.check(sizes, look)
         return metas
 
-    def at_hand(self, blobs: Sequence[str]) -> dict[str, _core.Mapping]:
-        """Give those of some blobs that are in memory, or that the index has copies of, which are read now."""
+    def at_hand(self, blobs: Sequence[str], threads: int | None = None) -> dict[str, _core.Mapping]:
+        """Give those of some blobs that are in memory, or that the index has copies of, which `threads` read now."""
         there = {blob: self.blobs[blob] for blob in blobs if blob in self.blobs}
         if self.copies is None:
             return there
-        return there | self.copies.read(self.fd, [blob for blob in blobs if blob not in there])
+        return there | self.copies.read(self.fd, [blob for blob in blobs if blob not in there], threads)
 
     def look_at(self, blobs: dict[str, int], look: Look) -> None:
         """Check the size of some blobs, given by folder, and map those that `look` says; small ones are read."""

@@ -71,7 +71,7 @@ def fetch(
         What the system refused, with errno and path.
     """
     if contents.copies is not None:
-        contents.blobs.update(contents.at_hand([entry.blob for entry in entries]))
+        contents.blobs.update(contents.at_hand([entry.blob for entry in entries], threads))
     if allocate is not None:
         _move(contents, [entry.blob for entry in entries], allocate)
     digests = {entry.blob: entry.meta.digest for entry in entries} if verify else {}

@@ -75,7 +75,7 @@ def filesystem_of(file: int | str | os.PathLike[str]) -> FileSystem:
         The path or descriptor leads nowhere. Not being able to tell is no error but ``unknown``.
     """
     device = os.stat(file).st_dev
-    own = _own_number(file, device)
+    own = device if os.major(device) else _own_number(file)  # a block device is one's own
     found = _known.get((device, own))
     if found is None:
         found = _look_up(file, device)
@@ -84,10 +84,8 @@ def filesystem_of(file: int | str | os.PathLike[str]) -> FileSystem:
     return found
 
 
-def _own_number(file: int | str | os.PathLike[str], device: int) -> int:
+def _own_number(file: int | str | os.PathLike[str]) -> int:
     """Give the number that a file system has for itself; 0 for most of a network, of FUSE, and where nobody says."""
-    if os.major(device):  # a block device is one's own
-        return device
     with suppress(OSError):
         return os.statvfs(file).f_fsid
     return 0

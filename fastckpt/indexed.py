@@ -45,7 +45,9 @@ class Copies:
     def __init__(self, where: str, size: int, places: dict[str, int], sizes: dict[str, int]) -> None:
         self._where, self._size, self._places, self._sizes = where, size, places, sizes
 
-    def read(self, fd: int, folders: Iterable[str] | None = None) -> dict[str, _core.Mapping]:
+    def read(
+        self, fd: int, folders: Iterable[str] | None = None, threads: int | None = None
+    ) -> dict[str, _core.Mapping]:
         """Give those that there are of some blobs, or of all, in memory of their own.
 
         Parameters
@@ -54,6 +56,8 @@ class Copies:
             Descriptor of the snapshot.
         folders : iterable of str, optional
             Whose.
+        threads : int, optional
+            That read.
 
         Raises
         ------
@@ -72,7 +76,7 @@ class Copies:
                 parts.append((DONE, at, room, self._size, 0))
             found.update(memory.parts(places, self._sizes))
         with _told(self._where):
-            _core.read_parts(fd, parts, threads=_READERS)
+            _core.read_parts(fd, parts, threads=threads or _READERS)
         return found
 
     def _runs(self, folders: Iterable[str]) -> Iterator[tuple[dict[str, int], int, int]]:

@@ -108,12 +108,12 @@ def load(
     OSError
         What the system refused, with errno and path.
     """
-    _check_arguments(path, threads, weights_only, foreign)
+    check_threads(threads)
     by_default = mode == "auto" and weights_only and not (verify or pin or foreign) and (device, map_location) in _HERE
-    if by_default and keys is None and max_bytes is None and mmap is None and prefetch is None:
-        made = load_plain(path, as_, max_tensors)
-        if made is not None:
-            return made
+    whole = keys is None and max_bytes is None and mmap is None and prefetch is None
+    if by_default and whole and (made := load_plain(path, as_, max_tensors)) is not None:
+        return made
+    _check_arguments(path, weights_only, foreign)
     make, way, wanted = Maker(as_, _device(map_location, device)), _mode(mode, mmap), listed(keys)
     how: dict[str, Any] = {"mode": way, "threads": threads, "verify": verify}
     lane, allocate = None if way == "mmap" else make.lane(), make.locked_memory(way) if pin else None
@@ -203,12 +203,11 @@ def _device(map_location: Any, device: Any) -> Any:
     return map_location if device is None else device
 
 
-def _check_arguments(path: object, threads: object, weights_only: bool, foreign: dict[str, Any]) -> None:
+def _check_arguments(path: object, weights_only: bool, foreign: dict[str, Any]) -> None:
     if hasattr(path, "read"):
         raise UnsupportedError("a snapshot is a folder, not a file-like object: pass the path of a folder")
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or os.PathLike, not {type(path).__name__}")
-    check_threads(threads)
     if not weights_only:
         raise UnsupportedError("weights_only=False: nothing in a snapshot is ever executed; leave it out")
     for name, value in foreign.items():

@@ -52,11 +52,14 @@ def load_plain(path: str | os.PathLike[str], framework: str | None, most: int) -
         How many there may be.
     """
     codec = codec_for(framework or default_framework())
-    if codec.take is None or not isinstance(path, (str, os.PathLike)):
+    if codec.take is None:
         return None
     try:
-        fd = os.open(path, _FOLDER)
-    except (OSError, ValueError):
+        name = os.fspath(path)
+        fd = os.open(name, _FOLDER) if isinstance(name, str) else -1
+    except (OSError, TypeError, ValueError):
+        fd = -1
+    if fd < 0:
         return None
     try:
         if not maps_fast(filesystem_of(fd)):

@@ -176,6 +176,28 @@ def test_threads_and_numpy(mode: Any, path: Path) -> None:
         assert all((found[key] == expected[key].numpy()).all() for key in expected)
 
 
+def test_one_thread_is_one_for_the_copies_in_an_index_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {f"t{at}": torch.full((4000,), float(at)) for at in range(400)}  # more than one part
+    fastckpt.save(small, tmp_path / "s", index=True)
+    read_parts, told = _core.read_parts, list[tuple[int, int]]()
+
+    def noted(fd: int, parts: Any, *, threads: int = 1, **options: Any) -> None:
+        told.append((len(parts), threads))
+        read_parts(fd, parts, threads=threads, **options)
+
+    monkeypatch.setattr(_core, "read_parts", noted)
+    for threads, expected in ((1, 1), (None, 8)):
+        told.clear()
+        assert same(fastckpt.load(tmp_path / "s", mode="read", threads=threads), small)
+        assert max(number for parts, number in told if parts) == expected
+
+
+@pytest.mark.parametrize("path", [b"s", 5, None])
+def test_what_is_no_path_is_refused_before_anything_is_opened(path: Any) -> None:
+    with pytest.raises(TypeError, match=r"path must be a str or os\.PathLike"):
+        fastckpt.load(path)
+
+
 def set_maps_fast(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     for module in (choosing, quick):
         monkeypatch.setattr(module, "maps_fast", lambda system: fast)
