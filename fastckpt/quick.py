@@ -39,7 +39,7 @@ class _UnusualError(Exception):
     """There is something that the quick load does not know."""
 
 
-def load_plain(path: str | os.PathLike[str], framework: str | None, most: int) -> Any:
+def load_plain(path: Any, framework: str | None, most: int) -> Any:
     """Give the object that the snapshot at `path` holds, as ``load(path)`` does, or None: then nothing is known of it.
 
     Parameters
