@@ -9,7 +9,7 @@ __all__ = ["collector_at_rest"]
 
 
 class _Rest:
-    """No generator: with the processor's caches full of others' work that takes a hundredth of a small load."""
+    """No generator: a load of a few tensors would notice that."""
 
     def __enter__(self) -> None:
         self._was_on = gc.isenabled()

@@ -56,10 +56,10 @@ def load_plain(path: Any, framework: str | None, most: int) -> Any:
         return None
     try:
         name = os.fspath(path)
-        fd = os.open(name, _FOLDER) if isinstance(name, str) else -1
+        if not isinstance(name, str):
+            return None
+        fd = os.open(name, _FOLDER)
     except (OSError, TypeError, ValueError):
-        fd = -1
-    if fd < 0:
         return None
     try:
         if not maps_fast(filesystem_of(fd)):

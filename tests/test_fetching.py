@@ -192,12 +192,6 @@ def test_one_thread_is_one_for_the_copies_in_an_index_too(tmp_path: Path, monkey
         assert max(number for parts, number in told if parts) == expected
 
 
-@pytest.mark.parametrize("path", [b"s", 5, None])
-def test_what_is_no_path_is_refused_before_anything_is_opened(path: Any) -> None:
-    with pytest.raises(TypeError, match=r"path must be a str or os\.PathLike"):
-        fastckpt.load(path)
-
-
 def set_maps_fast(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     for module in (choosing, quick):
         monkeypatch.setattr(module, "maps_fast", lambda system: fast)

@@ -50,6 +50,13 @@ def at_length(path: Path, **options: Any) -> Any:
         return fastckpt.load(path, **options)
 
 
+def test_a_path_of_bytes_is_refused_though_a_snapshot_is_there(tmp_path: Path) -> None:
+    fastckpt.save({"x": torch.ones(3)}, tmp_path / "s", index=True)
+    wrong: Any = os.fsencode(tmp_path / "s")
+    with pytest.raises(TypeError, match=r"path must be a str or os\.PathLike"):
+        fastckpt.load(wrong)
+
+
 def assert_same(found: Any, expected: Any) -> None:
     """The same to the bit, types, order, and what hangs on a state_dict too."""
     assert type(found) is type(expected)
