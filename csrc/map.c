@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "copy.h"
@@ -17,6 +18,11 @@
 #include "resident.h"
 
 #define POPULATE_READ 22 /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
+#define OWN_PROCESS (-10000) /* PIDFD_SELF_THREAD of Linux 6.14; an older kernel answers EBADF */
+
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440
+#endif
 
 static atomic_size_t maps_there;
 static _Atomic(char *) reserve;
@@ -194,4 +200,16 @@ int fc_advise(void *address, size_t offset, size_t length, int advice, struct fc
         rc = madvise((char *)address + offset - before, length + before, advice);
     } while (rc < 0 && errno == EINTR);
     return rc < 0 ? fc_fail(err, "advise") : 0;
+}
+
+void fc_advise_all(const struct iovec *maps, size_t count, int advice)
+{
+    struct fc_error ignored;
+    size_t length = 0;
+    for (size_t i = 0; i < count; i++)
+        length += maps[i].iov_len;
+    if (syscall(SYS_process_madvise, OWN_PROCESS, maps, count, advice, 0) == (long)length)
+        return;
+    for (size_t i = 0; i < count; i++)
+        (void)fc_advise(maps[i].iov_base, 0, maps[i].iov_len, advice, &ignored);
 }

@@ -16,6 +16,7 @@
 #include "pool.h"
 #include "resident.h"
 
+#define MAPS ((size_t)64) /* that are advised at a time */
 #define AHEAD ((size_t)8) /* files that a thread has open at a time: with 16 threads, as many as a disk can use */
 
 /* A file that may be open already; else whoever opens it is told why it cannot be. */
@@ -77,14 +78,15 @@ static int64_t copy_out(struct fc_run *run, int fd, size_t size, struct fc_folde
     return count < 0 ? -err.code : count;
 }
 
-/*
- * A map of an open file. The advice is a wish: how fast the rest will come, not what. For a large one it is cheaper to
- * give it than to ask whether it is needed: on what is in memory it does nothing.
- */
+static bool is_huge(const struct fc_run *run, int64_t size)
+{
+    return size >= FC_HUGE_PAGE && (run->cold == FC_COLD_HUGE || run->cold == FC_COLD_ADVISE);
+}
+
+/* A map of an open file. What can have huge pages is advised later, see advise_huge; of other cold ones reading begins. */
 static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *folder, struct fc_error *err)
 {
-    struct fc_error ignored;
-    bool huge = size >= FC_HUGE_PAGE && (run->cold == FC_COLD_HUGE || run->cold == FC_COLD_ADVISE);
+    bool huge = is_huge(run, size);
     bool cold = !huge && (run->cold == FC_COLD_LEAVE || run->cold == FC_COLD_ADVISE) && !fc_is_resident(fd, size);
     if ((cold && run->cold == FC_COLD_LEAVE) || run->maps == 0 || !fc_holds_maps())
         return 0;
@@ -93,11 +95,31 @@ static int map_out(struct fc_run *run, int fd, off_t size, struct fc_folder *fol
         return -1;
     if (folder->ask)
         folder->cold = !fc_is_resident(fd, size);
-    if (huge)
-        (void)fc_advise(folder->address, 0, (size_t)size, MADV_HUGEPAGE, &ignored);
-    else if (cold)
+    if (cold)
         fc_begin_reading(fd, size);
     return 0;
+}
+
+/*
+ * Have what is not in memory come by huge pages: a wish, how fast it will come, not what. It is cheaper to say so of all
+ * than to ask for each whether it is needed: on what is in memory it does nothing.
+ */
+static void advise_huge(const struct fc_run *run)
+{
+    struct iovec maps[MAPS];
+    size_t count = 0;
+    for (size_t i = 0; i < run->count; i++) {
+        const struct fc_folder *folder = &run->folders[i];
+        if (folder->address == NULL || !is_huge(run, folder->out_size))
+            continue;
+        maps[count++] = (struct iovec){folder->address, (size_t)folder->out_size};
+        if (count == MAPS) {
+            fc_advise_all(maps, count, MADV_HUGEPAGE);
+            count = 0;
+        }
+    }
+    if (count > 0)
+        fc_advise_all(maps, count, MADV_HUGEPAGE);
 }
 
 /* The blob's size or -errno. */
@@ -186,6 +208,8 @@ static void scan_run(struct fc_run *run)
         for (size_t i = 0; i < count; i++)
             scan_folder(run, files + i, folders + i);
     }
+    if (run->what == FC_BLOBS)
+        advise_huge(run);
     fc_release_block(run->block);
 }
 

@@ -180,3 +180,11 @@ def allocate(sizes, *, bint inherited=True):
         at += (mapping.size + FC_DIRECT_ALIGN - 1) // FC_DIRECT_ALIGN * FC_DIRECT_ALIGN
     fc_release_block(block)
     return mappings
+
+
+def device_of(int fd):
+    """The number of the device that an open file lies on, of all that ``os.stat`` has."""
+    cdef struct_stat status
+    if fstat(fd, &status) < 0:
+        PyErr_SetFromErrno(OSError)
+    return status.st_dev

@@ -7,6 +7,21 @@ cdef enum:
 
 @cython.final
 @cython.internal
+cdef class _Rest:
+    """The garbage collector rests while this is there: of what is made meanwhile, nothing is thrown away."""
+
+    cdef bint was_on
+
+    def __cinit__(self):
+        self.was_on = PyGC_Disable()
+
+    def __dealloc__(self):
+        if self.was_on:
+            PyGC_Enable()
+
+
+@cython.final
+@cython.internal
 cdef class _Large:
     """The blobs that an index does not copy: how to look for them, and what they are."""
 
@@ -191,8 +206,6 @@ def load_plain(
 ):
     """Make all tensors of a snapshot with an index and digests, by maps, where all of it is as we write it.
 
-    The garbage collector should rest meanwhile.
-
     Parameters
     ----------
     dirfd : int
@@ -226,6 +239,7 @@ def load_plain(
         no index. None for whatever else there may be, damage too: nothing is left of it, and those judge who look
         closer.
     """
+    cdef _Rest rest = _Rest()
     cdef _Kind table[_TYPES]
     cdef fc_error err
     cdef fc_head head

@@ -80,6 +80,7 @@ def load_folders(
     (dict, dict), or None
         The tensors in their order, by key; and the maps of those that can have huge pages. None as for `load_plain`.
     """
+    cdef _Rest rest = _Rest()
     cdef _Kind table[_TYPES]
     cdef _Scan scan = _Scan()
     cdef size_t count = <size_t>len(names), i

@@ -35,6 +35,9 @@ _KINDS = {number: (dtype.dlpack, dtype.itemsize) for number, dtype in BY_NUMBER.
 _OTHERS = (PICKLE,)
 
 
+_fast: set[int] = set()  # devices whose file system maps fast: block devices, which are one's own
+
+
 class _UnusualError(Exception):
     """There is something that the quick load does not know."""
 
@@ -62,10 +65,9 @@ def load_plain(path: Any, framework: str | None, most: int) -> Any:
     except (OSError, TypeError, ValueError):
         return None
     try:
-        if not maps_fast(filesystem_of(fd)):
+        if not _maps_fast(fd):
             return None
-        with collector_at_rest():
-            made, cold = _load(fd, _Plain(codec, framework is None), most)
+        made, cold = _load(fd, _Plain(codec, framework is None), most)
     except (_UnusualError, CheckpointError):
         return None
     finally:
@@ -73,6 +75,16 @@ def load_plain(path: Any, framework: str | None, most: int) -> Any:
     if cold:
         warm(cold)
     return made
+
+
+def _maps_fast(fd: int) -> bool:
+    device = _core.device_of(fd)
+    if device not in _fast:
+        if not maps_fast(filesystem_of(fd)):
+            return False
+        if os.major(device):
+            _fast.add(device)
+    return True
 
 
 class _Plain:
@@ -118,7 +130,8 @@ class _Plain:
             content = json.loads(record.decode("ascii"))
         except (ValueError, RecursionError):
             raise _UnusualError from None
-        return tree.unflatten(content, lambda key, of: self._leaf(tensors.get(key), of), KINDS.unpack, where=DONE)
+        with collector_at_rest():
+            return tree.unflatten(content, lambda key, of: self._leaf(tensors.get(key), of), KINDS.unpack, where=DONE)
 
     def _leaf(self, tensor: Any, framework: str) -> Any:
         if tensor is None or (self._arrays and framework != self.codec.name):

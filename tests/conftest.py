@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from fastckpt import quick
 from fastckpt.filesystems import kernel
 
 #: Directories that OneFlow's own code wrote; they lie beside the repository, not in it.
@@ -35,6 +36,17 @@ def oneflow_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(ONEFLOW / "fixtures.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+class _Forgetful(set[int]):
+    def add(self, device: int) -> None:
+        """Keep nothing."""
+
+
+@pytest.fixture(autouse=True)
+def no_device_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every quick load ask for its file system, which tests change."""
+    monkeypatch.setattr(quick, "_fast", _Forgetful())
 
 
 @pytest.fixture

@@ -599,6 +599,56 @@ def test_touched_memory_was_used_and_is_free_again() -> None:
     measuring.touch_memory(0)
 
 
+def test_memory_is_held_while_the_host_takes_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would take this. It is waited for where a measurement can want much, and asks for it."""
+    counter = tmp_path / "passes"
+    counter.write_text("7\n")
+    held: list[int] = []
+
+    def offer(seconds: float) -> None:  # noqa: ARG001
+        held.append(measuring._memory()["VmRSS"])
+        if len(held) == 3:
+            counter.write_text("8\n")
+
+    monkeypatch.setattr(measuring, "_PASSES", counter)
+    monkeypatch.setattr("time.sleep", offer)
+    before = measuring._memory()["VmRSS"]
+    measuring.touch_memory(measuring._MUCH)
+    measuring.touch_memory(measuring._MUCH // 2, settled=True)
+    assert not held
+    measuring.touch_memory(measuring._MUCH, settled=True)
+    assert len(held) == 3, "until the counter moves"
+    assert min(held) - before >= measuring._MUCH
+    assert measuring._memory()["VmRSS"] - before < 32 << 20
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_host_that_takes_nothing_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: bool
+) -> None:
+    monkeypatch.setattr(measuring, "_PASSES", tmp_path / "passes")
+    monkeypatch.setattr(measuring, "_OFFERS", 0.0)
+    if counts:
+        (tmp_path / "passes").write_text("7\n")
+    measuring._let_host_take()
+
+
+@pytest.mark.parametrize("op", ["save", "save_durable", "cold", "into_cold"])
+def test_what_fills_the_page_cache_is_measured_in_a_quiet_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(worker, "touch_memory", lambda nbytes, settled=False: asked.append(settled))
+    side, workload = worker._Worker("fastckpt"), find("mlp", "tiny")
+    side.save(workload, tmp_path / "first", 0)
+    asked.clear()
+    getattr(side, op)(workload, tmp_path / ("second" if op.startswith("save") else "first"), 0)
+    assert asked == [True]
+    asked.clear()
+    side.touch(workload, tmp_path / "first", 0)
+    assert asked == [False]
+
+
 def test_before_every_warm_load_its_library_has_loaded_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
     ask = Child.ask

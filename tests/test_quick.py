@@ -227,6 +227,31 @@ def test_where_maps_are_slow_or_remote(either: Path, monkeypatch: pytest.MonkeyP
     assert quick.load_plain(either / "z" / "out", None, 100) is None
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("major", [0, 8])
+def test_a_block_device_that_maps_fast_is_asked_about_once(
+    either: Path, monkeypatch: pytest.MonkeyPatch, major: int, fast: bool
+) -> None:
+    """No number of another kind is: after an unmount it is given to others."""
+    asked: list[int] = []
+    monkeypatch.setattr(quick, "_fast", set())
+    monkeypatch.setattr(quick, "maps_fast", lambda system: fast)
+    monkeypatch.setattr(quick, "filesystem_of", asked.append)
+    monkeypatch.setattr(_core, "device_of", lambda fd: os.makedev(major, 1))
+    for _ in range(3):
+        assert (quick.load_plain(either, None, 100) is not None) is fast
+    assert len(asked) == (1 if fast and major else 3)
+
+
+def test_the_device_is_the_one_that_stat_tells(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/proc"), Path("/dev")):
+        fd = os.open(path, os.O_RDONLY)
+        assert _core.device_of(fd) == path.stat().st_dev
+        os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _core.device_of(fd)
+
+
 @pytest.mark.parametrize("cold", [0, 1, 2, 3])
 def test_prefetches_what_is_mostly_cold(tmp_path: Path, cold: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a look at the first, the middle and the largest of those that can have huge pages."""

@@ -71,7 +71,7 @@ class Floors:
         try:
             size = floor.save_like(os.fsencode(path), threads, durable)
             source = plain_memory(max(1, size))
-            touch_memory(nbytes)  # as much as a save has at hand
+            touch_memory(nbytes, settled=True)  # as much as a save has at hand
             found, files = measured(lambda: floor.save_write(os.fsencode(target), source.ctypes.data))
         finally:
             floor.save_forget()

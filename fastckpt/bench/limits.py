@@ -86,7 +86,7 @@ class Limits:
                     view = whole(worker, done)[: min(_PIECE, end - done)]
                     assert os.pwrite(fds[number], view, done - at) == len(view)
 
-            touch_memory(size)  # the page cache's
+            touch_memory(size, settled=True)  # the page cache's
             with _sharing(threads, range(len(fds))) as shared:
                 found, _ = measured(lambda: shared(write))
         finally:

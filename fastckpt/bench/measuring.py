@@ -9,7 +9,8 @@ import ctypes
 import mmap
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ _SAMPLE = 1024  # files of one snapshot that are asked what is resident of them;
 _HUGE = 2 << 20  # bytes of a huge page, or of what one page table maps
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python knows since 3.11
 _SMALL = 16384  # pages at most, and as many page tables
+_PASSES = Path("/sys/module/page_reporting/parameters/passes")  # counts, where the kernel does, how often it has offered
+_OFFERS = 2.7  # seconds: memory is offered 2 s after it was freed, and a GB of it takes half a second
+_MUCH = 256 << 20  # bytes: so many may be taken in the middle of a measurement that is over in less than 2 s
 _SYNC_EACH = 1024  # files that are fsynced one by one; of more, their file system as a whole, as fastckpt does it
 _STATUS = ("VmHWM", "VmRSS", "RssAnon")
 _IO = ("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes")
@@ -81,25 +85,45 @@ def measured(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     return found, kept
 
 
-def touch_memory(nbytes: int) -> None:
+def touch_memory(nbytes: int, *, settled: bool = False) -> None:
     """Use a quarter more memory than that, as far as it is to be had, and free it again.
 
     A virtual machine's host may take back what has been free for a second, and gives it again at a tenth of the speed
     of memory: whoever is measured next would pay for what the one before him has freed. Huge pages first, and then
     small ones, which the kernel takes from elsewhere: some for Python's objects, and some for its own, which it makes
     page tables of here.
+
+    Parameters
+    ----------
+    nbytes : int
+        What is measured next can want so much.
+    settled : bool
+        Keep it until the host has taken the rest of what was freed before: now it would take this instead, of which it
+        has none for two seconds.
     """
     nbytes = min(nbytes * 5 // 4, available() // 2)
     if nbytes >= _PAGE:
-        _use(nbytes, _PAGE, "MADV_HUGEPAGE")
-        _use(min(_SMALL, nbytes // _PAGE) * _HUGE, _HUGE, "MADV_NOHUGEPAGE")  # each has a page table of its own
+        small = min(_SMALL, nbytes // _PAGE) * _HUGE  # each has a page table of its own
+        with _used(nbytes, _PAGE, "MADV_HUGEPAGE"), _used(small, _HUGE, "MADV_NOHUGEPAGE"):
+            if settled and nbytes >= _MUCH:
+                _let_host_take()
 
 
-def _use(nbytes: int, step: int, advice: str) -> None:
+@contextmanager
+def _used(nbytes: int, step: int, advice: str) -> Iterator[None]:
     with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE) as memory:
         if hasattr(mmap, advice):
             memory.madvise(getattr(mmap, advice))
         memory[::step] = bytes(len(range(0, nbytes, step)))
+        yield
+
+
+def _let_host_take() -> None:
+    """Wait until the kernel has offered its host what is free, if it says when it does."""
+    with suppress(OSError):
+        before, end = _PASSES.read_bytes(), time.monotonic() + _OFFERS
+        while time.monotonic() < end and _PASSES.read_bytes() == before:
+            time.sleep(0.01)
 
 
 def files_under(path: Path) -> list[Path]:

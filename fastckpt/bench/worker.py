@@ -44,11 +44,11 @@ class _Worker:
     def save(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Save without syncing."""
         state = self._state(workload, seed)
-        return _timed(workload, lambda: self._side.save(state, path, False))[0]
+        return _timed(workload, lambda: self._side.save(state, path, False), settled=True)[0]
 
     def save_durable(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Save and sync; those that do not sync themselves are helped."""
-        return _timed(workload, self._durable(workload, path, seed))[0]
+        return _timed(workload, self._durable(workload, path, seed), settled=True)[0]
 
     def train_durable(self, workload: Workload, path: Path, seed: int) -> Answer:
         """The same, while another thread trains."""
@@ -91,7 +91,7 @@ class _Worker:
         """Load, and read one byte of every page."""
         return self._touched_load(workload, path)
 
-    def _touched_load(self, workload: Workload, path: Path) -> Answer:
+    def _touched_load(self, workload: Workload, path: Path, *, settled: bool = False) -> Answer:
         total = 0
 
         def work() -> Any:
@@ -100,12 +100,12 @@ class _Worker:
             total = _touched(self._states.flat(loaded))
             return loaded
 
-        return {**_timed(workload, work)[0], "sum": total}
+        return {**_timed(workload, work, settled=settled)[0], "sum": total}
 
     def cold(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
         """The same, with nothing in the page cache."""
         self._side.first()
-        return self._touched_load(workload, path)
+        return self._touched_load(workload, path, settled=True)
 
     def warm(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
         """Bring a snapshot into the page cache as its own users do: by loading it, and loading it again."""
@@ -116,14 +116,17 @@ class _Worker:
 
     def into(self, workload: Workload, path: Path, seed: int) -> Answer:
         """Load into live tensors."""
+        return self._into(workload, path, seed)
+
+    def _into(self, workload: Workload, path: Path, seed: int, *, settled: bool = False) -> Answer:
         live = self._states.like(workload, seed)
-        found, _ = _timed(workload, lambda: self._side.load_into(path, live))
+        found, _ = _timed(workload, lambda: self._side.load_into(path, live), settled=settled)
         return {**found, "sum": _touched(live)}
 
     def into_cold(self, workload: Workload, path: Path, seed: int) -> Answer:
         """The same, with nothing in the page cache."""
         self._side.first()
-        return self.into(workload, path, seed)
+        return self._into(workload, path, seed, settled=True)
 
     def one(self, workload: Workload, path: Path, seed: int) -> Answer:  # noqa: ARG002
         """Read the largest tensor alone."""
@@ -180,9 +183,10 @@ class _Limits:
         return act
 
 
-def _timed(workload: Workload, work: Callable[[], Any]) -> tuple[Answer, Any]:
-    """Measure it with as much memory at hand as a save, a page cache or a load can want."""
-    touch_memory(workload.nbytes)
+def _timed(workload: Workload, work: Callable[[], Any], *, settled: bool = False) -> tuple[Answer, Any]:
+    """Measure it with as much memory at hand as a save, a page cache or a load can want; `settled`: what fills the page
+    cache notices what is taken meanwhile."""
+    touch_memory(workload.nbytes, settled=settled)
     return measured(work)
 
 
