@@ -17,7 +17,7 @@
 #include "io.h"
 #include "resident.h"
 
-#define POPULATE_READ 22 /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
+#define POPULATE_READ 22     /* MADV_POPULATE_READ of Linux 5.14; an older kernel answers EINVAL */
 #define OWN_PROCESS (-10000) /* PIDFD_SELF_THREAD of Linux 6.14; an older kernel answers EBADF */
 
 #ifndef SYS_process_madvise

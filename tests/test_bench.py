@@ -605,7 +605,7 @@ def test_memory_is_held_while_the_host_takes_what_is_free(tmp_path: Path, monkey
     counter.write_text("7\n")
     held: list[int] = []
 
-    def offer(seconds: float) -> None:  # noqa: ARG001
+    def offer(seconds: float) -> None:
         held.append(measuring._memory()["VmRSS"])
         if len(held) == 3:
             counter.write_text("8\n")

@@ -25,7 +25,9 @@ each round fresh values, but where they are those of a real model; before it eve
   mapping and syncing are not among them); **cached**: the part of the files in the page cache afterwards, near 0 %
   where it was passed by.
 - **memory**: before saves, loads of all and what bare C takes, 1.25 times the workload's bytes are used and freed, or
-  whoever comes next would pay for what the host of a virtual machine has taken back meanwhile. What `save_async` keeps
+  whoever comes next would pay for what the host of a virtual machine has taken back meanwhile. Before saves and cold
+  loads of 256 MiB and more it is freed when the host has just taken other memory, where the kernel tells when it does:
+  it takes what was freed last, and then takes nothing for two seconds. What `save_async` keeps
   from one save to the next, a copy of the state, is there before the clock starts, and so in no peak of it; DCP makes a
   new one each time, or has it made before as well ("its copy kept").
 - **limits** are measured in the same rounds, with as many bytes (to a GPU: at most 1 GiB); the device's at the best of
