@@ -7,6 +7,7 @@ import errno
 import gc
 import itertools
 import os
+import re
 import resource
 import signal
 import socket
@@ -1330,6 +1331,42 @@ def test_advice_that_fails_undoes_the_maps(folder: Folder) -> None:
         refusing("madvise", errno.EFAULT, lambda: _core.map_files(folder.fd, ["out"] * 2, [3, 3], advice=1))
     assert (caught.value.errno, caught.value.filename) == (errno.EFAULT, "out")
     assert maps_of(folder.path) == 0
+
+
+def advised(path: Path) -> set[str]:
+    """Folders below `path` of whose files this process has maps that want huge pages."""
+    found, name = set(), ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        at, space, file = line.partition(f" {path}/")
+        name = file.partition("/")[0] if space else "" if re.match("[0-9a-f]+-", at) else name
+        if name and line.startswith("VmFlags:") and "hg" in line.split():
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cold", "refusal"),
+    [
+        *((cold, None) for cold in (_core.COLD_MAP, _core.COLD_HUGE, _core.COLD_ADVISE)),
+        *((_core.COLD_HUGE, code) for code in (errno.ENOSYS, errno.EPERM, errno.EBADF)),
+    ],
+)
+def test_large_maps_want_huge_pages(folder: Folder, cold: int, refusal: int | None) -> None:
+    """More of them than one system call is asked for at a time; also where the system has no such call."""
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no huge pages")
+    large = [folder.tensor(f"large {at}") for at in range(130)]
+    for name in large:
+        os.truncate(folder.path / name / "out", 2 << 20)
+    names = [*large[:70], folder.tensor("none"), folder.tensor("other", out=bytes(100_000)), *large[70:]]
+
+    def look() -> Any:
+        return _core.scan(folder.fd, names, map=True, cold=cold, metas=False)
+
+    found = look() if refusal is None else refusing("process_madvise", refusal, look)
+    assert advised(folder.path) == (set() if cold == _core.COLD_MAP else set(large))
+    assert maps_of(folder.path) == len(large) + 1
+    del found
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])

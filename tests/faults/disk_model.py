@@ -71,7 +71,7 @@ _HARMLESS = frozenset(
         "epoll_create1 epoll_ctl epoll_wait eventfd2 exit exit_group fadvise64 flock fstat fstatfs futex getcwd",
         "getdents64 getegid geteuid getgid getpid getppid getrandom getrlimit getrusage gettid gettimeofday getuid",
         "getxattr ioprio_get lgetxattr madvise membarrier mincore mlock mprotect mremap munmap nanosleep",
-        "newfstatat pipe2 poll pread64 preadv prctl prlimit64 read readahead readlink readlinkat readv",
+        "newfstatat pipe2 poll pread64 preadv prctl prlimit64 process_madvise read readahead readlink readlinkat readv",
         "restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_getparam",
         "sched_getscheduler sched_setaffinity sched_yield set_robust_list set_tid_address sigaltstack stat statfs",
         "statx sync_file_range sysinfo times umask uname",

@@ -40,6 +40,7 @@ ROWS: tuple[tuple[str, int], ...] = (
     ("copy_file_range", errno.EXDEV),
     ("io_uring_setup", errno.EPERM),
     ("madvise", errno.EINVAL),
+    *(("process_madvise", code) for code in (errno.ENOSYS, errno.EPERM, errno.EBADF)),
     ("mincore", errno.ENOSYS),
     ("fadvise64", errno.ENOSYS),
     ("sched_setaffinity", errno.EPERM),
